@@ -1,0 +1,31 @@
+# make demo   the whole road on the embedded model and texts: runs/demo/report.html
+# make test   lint, types and tests (offline once the cache is filled)
+#
+# Both create .venv, install the tested versions of constraints.txt, and fetch the embedded model and benchmark once.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check install clean
+
+demo: install
+	$(BIN)/brd demo
+
+test: install
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+install: $(VENV)/.installed
+	@$(BIN)/python -m brd.embedded
+
+$(VENV)/.installed: pyproject.toml constraints.txt install-torch.sh
+	$(PYTHON) -m venv $(VENV)
+	sh install-torch.sh $(BIN)/python constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[llamacpp,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

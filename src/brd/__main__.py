@@ -1,0 +1,5 @@
+"""``python -m brd``."""
+
+from brd.cli import entry
+
+entry()

@@ -1,0 +1,268 @@
+"""The commands. Nothing heavy is imported before a command needs it."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from brd.errors import BrdError
+
+if TYPE_CHECKING:
+    from brd.pipeline import Pipeline
+    from brd.recipe import Recipe
+
+app = typer.Typer(
+    name="brd",
+    help="Basic Reading Distillation: a teacher reads text, a small student learns from the readings and is tested.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one (demo).")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="The run folder; runs/<name of the recipe> unless given.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a key of the recipe; repeatable.")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew; the old run folder is moved aside, not deleted.")]
+
+
+@app.callback()
+def main(
+    context: typer.Context, debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False
+) -> None:
+    context.obj = debug
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    out: Out = None,
+    set_: Set = None,
+    until: Annotated[str | None, typer.Option("--until", help="Stop after: read, compose, train, evaluate.")] = None,
+    fresh: Fresh = False,
+) -> None:
+    """All steps, from text to the report. Steps whose input did not change are skipped."""
+    from brd.errors import nearest
+    from brd.pipeline import STEPS
+
+    if until is not None and until not in STEPS:
+        raise BrdError(f"--until {until}: no such step; {nearest(until, STEPS)}")
+    _run(recipe, out, set_, fresh, until or "report")
+
+
+@app.command()
+def demo(out: Out = None, set_: Set = None, fresh: Fresh = False) -> None:
+    """The shipped demo on the embedded model and texts: `brd run demo`."""
+    _run("demo", out, set_, fresh, "report")
+
+
+def _run(name: str, out: Path | None, overrides: list[str] | None, fresh: bool, last: str) -> None:
+    with _pipeline(name, out, overrides, fresh) as pipeline:
+        pipeline.up_to(last)
+        if last == "report":
+            _finish(pipeline)
+
+
+def _finish(pipeline: "Pipeline") -> None:
+    from brd.run import read_json
+
+    summary = read_json(pipeline.run.path / "summary.json")
+    print(_table(summary))
+    seconds = summary["seconds"]
+    print("\nseconds: " + ", ".join(f"{step} {value:.0f}" for step, value in seconds.items()), end="")
+    print(f"; {sum(seconds.values()):.0f} in all; peak memory {summary['peak_rss_mb']:.0f} MB")
+    print(f"report: {pipeline.run.path / 'report.html'}")
+
+
+def _table(summary: dict[str, object]) -> str:
+    """The arms side by side, as plain text."""
+    arms = summary["arms"]
+    assert isinstance(arms, dict)
+    names = list(arms)
+    rows = [["", *names]]
+    figures = (("loss", 1, 3), ("original_loss", 1, 3), ("well_formed", 100, 1), ("verified", 100, 1))
+    for part, label in (("reading", "reading"), ("reading_prompted", "reading, few-shot")):
+        for key, scale, digits in (*figures, ("entity_f1", 100, 1), ("answer_f1", 100, 1)):
+            values = [(arms[a].get(part) or {}).get(key) for a in names]
+            if any(v is not None for v in values):
+                shown = ["-" if v is None else f"{scale * v:.{digits}f}" for v in values]
+                rows.append([f"{label}: {key.replace('_', ' ')}", *shown])
+    for task in arms[names[0]]["tasks"]:
+        found = [arms[a]["tasks"][task] for a in names]
+        majority, n = 100 * found[0]["majority"], found[0]["n"]
+        label = f"{task} (n {n}, commonest {majority:.1f})"
+        rows.append([label, *(f"{100 * t['accuracy']:.1f} ± {100 * t['stderr']:.1f}" for t in found)])
+    rows.append(["macro-average", *(f"{100 * arms[a]['macro_average']:.1f}" for a in names)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    )
+
+
+@app.command()
+def read(recipe: RecipeName, out: Out = None, set_: Set = None) -> None:
+    """Text to readings: ask the teacher for what is not yet known."""
+    _step("read", recipe, out, set_)
+
+
+@app.command()
+def compose(recipe: RecipeName, out: Out = None, set_: Set = None) -> None:
+    """Readings to token files, one for each trained arm."""
+    _step("compose", recipe, out, set_)
+
+
+@app.command()
+def train(recipe: RecipeName, out: Out = None, set_: Set = None) -> None:
+    """Token files to students, one for each arm."""
+    _step("train", recipe, out, set_)
+
+
+@app.command()
+def evaluate(recipe: RecipeName, out: Out = None, set_: Set = None) -> None:
+    """Students to scores: tasks and reading skill."""
+    _step("evaluate", recipe, out, set_)
+
+
+@app.command()
+def report(recipe: RecipeName, out: Out = None, set_: Set = None) -> None:
+    """Scores to summary.json and report.html."""
+    _step("report", recipe, out, set_)
+
+
+def _step(name: str, recipe: str, out: Path | None, overrides: list[str] | None) -> None:
+    with _pipeline(recipe, out, overrides, False) as pipeline:
+        getattr(pipeline, name)()
+
+
+@app.command()
+def validate(recipe: RecipeName, out: Out = None, set_: Set = None) -> None:
+    """What would run, and what is wrong with the recipe or its input. No model is loaded."""
+    from collections import Counter
+
+    from brd.console import Console
+    from brd.evaluation.tasks import items, load_task
+    from brd.pipeline import Pipeline
+    from brd.reading.reader import check_parts, choose
+    from brd.run import RunFolder
+
+    loaded = _load(recipe, set_)
+    counts: Counter[str] = Counter()
+    for _ in choose(loaded, counts):
+        pass
+    check_parts(loaded, counts)
+    print(
+        f"text: {counts['sentences_train']} sentences to read in {counts['paragraphs_train']} paragraphs, "
+        f"{counts['sentences_held_out']} held out in {counts['paragraphs_held_out']}; "
+        f"{counts['sentences_too_short']} too short, {counts['sentences_too_long']} too long"
+    )
+    if counts["sentences_train"] < loaded.reading.sentences:
+        print(f"  fewer than reading.sentences ({loaded.reading.sentences}): the corpus has no more")
+    asked = len(loaded.reading.behaviors) * (counts["sentences_train"] + counts["sentences_held_out"])
+    print(f"teacher: {loaded.teacher.kind}, {loaded.teacher.model}; {asked} readings at most")
+    print(f"student: {loaded.student.model}; arms {', '.join(loaded.arms)}")
+    for name in loaded.evaluation.tasks:
+        task = load_task(name)
+        next(iter(items(task, limit=1)))
+        print(f"task {task.name}: ok")
+    folder = _folder(loaded, out)
+    if (folder / "recipe.yaml").exists():
+        current = Pipeline(loaded, RunFolder(folder, loaded), Console()).state()
+        print(f"{folder}: would run {', '.join(s for s, done in current.items() if not done) or 'nothing'}")
+    else:
+        print(f"{folder}: would run everything")
+
+
+@app.command()
+def preview(
+    recipe: RecipeName,
+    set_: Set = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many sentences.")] = 5,
+) -> None:
+    """A few sentences with their readings, before anything is paid for."""
+    from brd.preview import show
+
+    show(_load(recipe, set_), n)
+
+
+def _load(name: str, overrides: list[str] | None) -> "Recipe":
+    from brd.recipe import load
+
+    return load(name, overrides)
+
+
+def _folder(recipe: "Recipe", out: Path | None) -> Path:
+    return out if out is not None else Path("runs") / recipe.name
+
+
+class _pipeline:
+    """The pipeline of a recipe in its run folder, with a console that closes its progress bars."""
+
+    def __init__(self, name: str, out: Path | None, overrides: list[str] | None, fresh: bool) -> None:
+        from brd.console import Console
+        from brd.pipeline import Pipeline
+        from brd.run import RunFolder
+
+        recipe = _load(name, overrides)
+        self._console = Console()
+        self._pipeline = Pipeline(recipe, RunFolder(_folder(recipe, out), recipe, fresh=fresh), self._console)
+
+    def __enter__(self) -> "Pipeline":
+        self._console.__enter__()
+        return self._pipeline
+
+    def __exit__(self, *details: object) -> None:
+        self._console.__exit__(None, None, None)
+
+
+def entry() -> None:
+    """The program: every failure is one line and an exit code (2 input, 3 teacher, 130 interrupted, 1 ours)."""
+    debug = "--debug" in sys.argv
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app(standalone_mode=False)
+    except BrdError as error:
+        _fail(str(error), error.exit_code, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; what was done is kept, and the same command goes on from there", 130, debug)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except Exception as error:
+        if hasattr(error, "format_message"):
+            _fail(error.format_message(), 2, debug)
+        if full := _disk_full(error):
+            _fail(f"{full}; what was written before stays readable: make room and run the same command again", 2, debug)
+        _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1, debug)
+
+
+def _disk_full(error: BaseException) -> str:
+    """Names the full disk behind an error, wherever in the chain it stands; '' for other errors."""
+    seen: BaseException | None = error
+    while seen is not None:
+        number = getattr(seen, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left on device" in str(seen):
+            name = getattr(seen, "filename", None)
+            return f"the disk is full{f' (writing {name})' if name else ''}"
+        seen = seen.__cause__ or seen.__context__
+    return ""
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        raise
+    print(f"brd: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    entry()

