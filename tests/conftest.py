@@ -49,7 +49,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path
 
 @pytest.fixture
 def recipe_file(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
-    """Writes a small recipe (tiny random teacher and student, four of our texts); keyword arguments replace sections."""
+    """Writes a small recipe (tiny random teacher and student); keyword arguments replace keys of its sections."""
 
     def write(**sections: Any) -> Path:
         tree: dict[str, Any] = {

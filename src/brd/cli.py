@@ -1,8 +1,10 @@
 """The commands. Nothing heavy is imported before a command needs it."""
 
+import contextlib
 import errno
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,8 @@ from brd.errors import BrdError
 if TYPE_CHECKING:
     from brd.pipeline import Pipeline
     from brd.recipe import Recipe
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="brd",
@@ -203,24 +207,16 @@ def _folder(recipe: "Recipe", out: Path | None) -> Path:
     return out if out is not None else Path("runs") / recipe.name
 
 
-class _pipeline:
+@contextlib.contextmanager
+def _pipeline(name: str, out: Path | None, overrides: list[str] | None, fresh: bool) -> Iterator["Pipeline"]:
     """The pipeline of a recipe in its run folder, with a console that closes its progress bars."""
+    from brd.console import Console
+    from brd.pipeline import Pipeline
+    from brd.run import RunFolder
 
-    def __init__(self, name: str, out: Path | None, overrides: list[str] | None, fresh: bool) -> None:
-        from brd.console import Console
-        from brd.pipeline import Pipeline
-        from brd.run import RunFolder
-
-        recipe = _load(name, overrides)
-        self._console = Console()
-        self._pipeline = Pipeline(recipe, RunFolder(_folder(recipe, out), recipe, fresh=fresh), self._console)
-
-    def __enter__(self) -> "Pipeline":
-        self._console.__enter__()
-        return self._pipeline
-
-    def __exit__(self, *details: object) -> None:
-        self._console.__exit__(None, None, None)
+    recipe = _load(name, overrides)
+    with Console() as console:
+        yield Pipeline(recipe, RunFolder(_folder(recipe, out), recipe, fresh=fresh), console)
 
 
 def entry() -> None:
@@ -230,11 +226,13 @@ def entry() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        app(standalone_mode=False)
+        # typer turns Ctrl-C into an exit code of its own.
+        if app(standalone_mode=False) == INTERRUPTED:
+            raise KeyboardInterrupt
     except BrdError as error:
         _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; what was done is kept, and the same command goes on from there", 130, debug)
+        _fail("interrupted; what was done is kept, and the same command goes on from there", INTERRUPTED, debug)
     except typer.Exit as leave:
         sys.exit(leave.exit_code)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The road of the data: read, compose, train, evaluate, report. Each step runs only when something it rests on changed."""
+"""The road of the data: read, compose, train, evaluate, report. A step runs only when what it rests on changed."""
 
 import json
 from collections import Counter

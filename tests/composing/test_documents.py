@@ -67,14 +67,14 @@ def corpus(tmp_path: Path) -> Callable[..., tuple[recipe.Recipe, Readings, Scrip
 def test_a_paragraphs_lesson_holds_its_sentences_in_order_with_usable_readings_only(corpus: Any) -> None:
     loaded, readings, _ = corpus()
     found = list(lessons(loaded, readings))
-    ner = next(l for l in found if l.part == "ner" and "Oslo" in l.text)
+    ner = next(x for x in found if x.part == "ner" and "Oslo" in x.text)
     assert ner.text == (
         "Mira Okafor sailed to Oslo.\n\nEntities: Oslo (location: a city)\n\nNobody saw her leave the pier.\n\n"
         "Entities: none\n\nThe ferry was late again."
     )
     assert [ner.text[a:b] for a, b in ner.answers] == [" Oslo (location: a city)", " none"]
-    assert any(l.part == "original" and l.text == ORDERED for l in found)
-    assert Counter(l.part for l in found)["ner"] == Counter(l.part for l in found)["original"]
+    assert any(x.part == "original" and x.text == ORDERED for x in found)
+    assert Counter(x.part for x in found)["ner"] == Counter(x.part for x in found)["original"]
 
 
 def test_the_order_follows_the_seed_and_only_the_seed(corpus: Any) -> None:
@@ -88,7 +88,7 @@ def test_the_order_follows_the_seed_and_only_the_seed(corpus: Any) -> None:
 
 def test_the_mix_takes_parts_more_or_less_often(corpus: Any) -> None:
     loaded, readings, _ = corpus("composing.mix={ner: 0, original: 2.5}")
-    parts = Counter(l.part for l in lessons(loaded, readings))
+    parts = Counter(x.part for x in lessons(loaded, readings))
     whole = sum(not p.held_out for p in readings.paragraphs)
     assert parts["ner"] == 0
     assert parts["original"] == 2 * whole + round(whole / 2)
@@ -96,14 +96,14 @@ def test_the_mix_takes_parts_more_or_less_often(corpus: Any) -> None:
 
 def test_sentence_level_lessons_are_one_sentence_each(corpus: Any) -> None:
     loaded, readings, _ = corpus("composing.level=sentence")
-    found = [l for l in lessons(loaded, readings) if l.part == "ner"]
-    assert max(len(l.answers) for l in found) == 1
-    assert any(l.text == "The ferry was late again." for l in found)
+    found = [x for x in lessons(loaded, readings) if x.part == "ner"]
+    assert max(len(x.answers) for x in found) == 1
+    assert any(x.text == "The ferry was late again." for x in found)
 
 
 def test_unverified_readings_are_taught_as_written_where_the_recipe_says_so(corpus: Any) -> None:
     loaded, readings, _ = corpus("composing.verified_only=false")
-    assert any("The ferry was late again.\n\nEntities: garbage" in l.text for l in lessons(loaded, readings))
+    assert any("The ferry was late again.\n\nEntities: garbage" in x.text for x in lessons(loaded, readings))
 
 
 def test_held_out_documents_are_in_no_lesson_and_in_no_original_text(
@@ -116,11 +116,11 @@ def test_held_out_documents_are_in_no_lesson_and_in_no_original_text(
     compose_original(loaded, readings, tokenizer, tmp_path / "further", rows)
     tokens = TokenRows(tmp_path / "further")
     text = "".join(tokenizer.decode(tokens[n]) for n in range(len(tokens)))
-    trained = " ".join(l.text for l in lessons(loaded, readings))
+    trained = " ".join(x.text for x in lessons(loaded, readings))
     for paragraph in held_out:
         assert paragraph not in text
         assert paragraph not in trained
-    assert any(l.text in held_out for l in lessons(loaded, readings, held_out=True))
+    assert any(x.text in held_out for x in lessons(loaded, readings, held_out=True))
 
 
 def test_nothing_is_asked_twice(corpus: Any, tmp_path: Path) -> None:

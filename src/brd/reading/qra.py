@@ -10,7 +10,9 @@ from brd.reading.behavior import Judgement, content_words, exemplars, grounded_s
 # Words of the talk about sentences: an answer about structure or attitude needs them and no sentence holds them.
 _FRAMING = frozenset(
     stem(w)
-    for w in ["positive", "negative", "neutral", "mixed", "contrast", "contrasts", "compare", "compares", "comparison", "reason", "cause", "effect", "result", "example", "list", "order", "first", "second", "sentence", "writer", "speaker", "author", "feeling", "feels", "attitude", "opinion", "praise", "praises", "critical", "approval", "doubt", "doubtful", "says", "mentions", "describes", "states", "called", "explains", "gives", "shows"]
+    for w in """positive negative neutral mixed contrast contrasts compare compares comparison reason cause effect
+    result example list order first second sentence writer speaker author feeling feels attitude opinion praise
+    praises critical approval doubt doubtful says mentions describes states called explains gives shows""".split()
 )
 _VERDICT_WORDS = ("yes", "no", "positive", "negative", "neutral", "mixed")
 _REASON = re.compile(r"^(?P<verdict>\w+)\W+(?:because|since|as)\b(?P<reason>.+)$", re.IGNORECASE | re.DOTALL)

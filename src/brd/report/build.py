@@ -14,19 +14,18 @@ from markupsafe import Markup
 from brd.reading.behavior import one_line
 from brd.reading.ner import TYPES
 from brd.report import figures
-from brd.report.figures import DASH, is_number, number, percent
+from brd.report.figures import DASH, counted, get, is_number, macro_error, number, percent
 
 # So many sentences are embedded for browsing, so many of them held-out ones where there are enough of both.
 EMBEDDED_SENTENCES = 2000
 EMBEDDED_HELD_OUT = 400
-# From this share of one label on, a model is said to give always the same answer.
-CONSTANT = 0.95
 # Two-sided 5 % test, 80 % power: a difference is found in four runs of five when it is so many standard errors.
 DETECTABLE = 2.8
+# From this share of empty or repeated readings on, a student's verified readings are said to hold little.
+HOLLOW = 0.5
+# From so many questions on, it is worth saying how many of them are the same.
+MANY = 10
 BEHAVIOR_NAMES = {"ner": "named entities", "qra": "questions and answers"}
-# Columns of a behavior's table of reading skill that only some behaviors have.
-OPTIONAL_COLUMNS = {"empty": "of all: ‘none’", "distinct_questions": "distinct questions"}
-
 Figures = Mapping[str, Any]
 
 
@@ -52,7 +51,7 @@ def render(
     )
     environment.filters |= {"number": number, "percent": percent, "duration": figures.duration}
     style, script = (Markup(_template(name)) for name in ("report.css", "report.js"))
-    browser = _browser(readings, str(_get(recipe, "text", "language") or ""))
+    browser = _browser(readings, str(get(recipe, "text", "language") or ""))
     page = environment.get_template("report.html").render(
         style=style,
         script=script,
@@ -62,12 +61,12 @@ def render(
         arms=summary.get("arms") or {},
         story=_story(summary, recipe),
         findings=_findings(summary),
-        funnel=_funnel(summary),
-        tasks=_task_table(summary),
-        balance=_balance(summary),
-        skill=_skill(summary),
+        funnel=figures.funnel(summary),
+        tasks=figures.task_table(summary),
+        balance=figures.balance(summary),
+        skill=figures.skill(summary),
         plot=figures.loss_plot(losses),
-        training=[(arm, *(_get(summary, k, arm) for k in ("steps", "trained_tokens", "passes"))) for arm in losses],
+        training=[(arm, *(get(summary, k, arm) for k in ("steps", "trained_tokens", "passes"))) for arm in losses],
         seconds=summary.get("seconds") or {},
         peak=summary.get("peak_rss_mb"),
         limits=_limits(summary, provenance, recipe),
@@ -76,7 +75,7 @@ def render(
         data=_embedded(browser),
         recipe=_yaml(recipe),
         provenance=_yaml(provenance),
-        started=provenance.get("started") or DASH,
+        date=str(provenance.get("started") or DASH)[:10],
         behavior_names=BEHAVIOR_NAMES,
     )
     # File names that are no UTF-8 come with lone surrogates, which no UTF-8 page can hold.
@@ -105,25 +104,14 @@ def _embedded(value: Any) -> Markup:
     return Markup(text)
 
 
-def _get(tree: Any, *keys: str) -> Any:
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return tree
-
-
-def _count(value: Any, noun: str = "") -> str:
-    if not is_number(value):
-        return f"an unknown number of {noun}s" if noun else DASH
-    return f"{value:,.0f} {noun}{'' if value == 1 or not noun else 's'}".strip()
-
-
 def _listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _model(recipe: Figures, who: str) -> str:
     """A model's name; of a path, its last part."""
-    return (str(_get(recipe, who, "model") or DASH).rstrip("/")).rsplit("/", 1)[-1]
+    name = str(get(recipe, who, "model") or DASH).removeprefix("embedded:").removeprefix("hub:")
+    return name.rstrip("/").rsplit("/", 1)[-1]
 
 
 # What is compared with what.
@@ -136,12 +124,8 @@ def _focus(arms: Sequence[str]) -> tuple[str, list[str]]:
     return focus, controls or [arm for arm in arms if arm != focus][:1]
 
 
-def _macro_error(arm: Figures) -> float | None:
-    return figures.mean_error([figures.task_error(task) for task in (arm.get("tasks") or {}).values()])
-
-
 def _well_formed_error(arm: Figures) -> float | None:
-    behaviors = (_get(arm, "reading", "behaviors") or {}).values()
+    behaviors = (get(arm, "reading", "behaviors") or {}).values()
     return figures.mean_error([figures.share_error(b.get("well_formed"), b.get("n")) for b in behaviors])
 
 
@@ -184,9 +168,9 @@ def _findings(summary: Figures) -> list[dict[str, Any]]:
     arms: dict[str, Any] = summary.get("arms") or {}
     if not arms:
         return []
-    loss = {arm: (_get(a, "reading", "loss"), None) for arm, a in arms.items()}
-    form = {arm: (_get(a, "reading", "well_formed"), _well_formed_error(a)) for arm, a in arms.items()}
-    macro = {arm: (a.get("macro_average"), _macro_error(a)) for arm, a in arms.items()}
+    loss = {arm: (get(a, "reading", "loss"), None) for arm, a in arms.items()}
+    form = {arm: (get(a, "reading", "well_formed"), _well_formed_error(a)) for arm, a in arms.items()}
+    macro = {arm: (a.get("macro_average"), macro_error(a)) for arm, a in arms.items()}
     found = [
         _finding(
             "Reading loss",
@@ -198,9 +182,9 @@ def _findings(summary: Figures) -> list[dict[str, Any]]:
         _finding("Macro average", "% accuracy over the tasks, zero-shot, none seen before the test", macro, 100),
     ]
     found[0]["said"].append("The losses have no standard error.")
-    prompted = {arm: _get(a, "reading_prompted", "well_formed") for arm, a in arms.items()}
+    prompted = {arm: get(a, "reading_prompted", "well_formed") for arm, a in arms.items()}
     if any(is_number(v) for v in prompted.values()):
-        shares = _listed([f"{arm} {percent(v, 0)} %" for arm, v in prompted.items()])
+        shares = _listed([f"{arm} {percent(v, 0)}\u00a0%" for arm, v in prompted.items()])
         found[1]["said"].append(f"With the teacher’s few-shot prompt in front: {shares}.")
     return found
 
@@ -211,114 +195,18 @@ def _story(summary: Figures, recipe: Figures) -> list[str]:
     names = [f"{BEHAVIOR_NAMES.get(b, b)} ({b})" for b in summary.get("readings") or {}]
     train, held_out = text.get("sentences_train"), text.get("sentences_held_out")
     said = [
-        f"The teacher, {_model(recipe, 'teacher')}, read {_count(train, 'sentence')} to train on and "
-        f"{_count(held_out, 'sentence')} held out, from {_count(text.get('documents'), 'source text')}, for "
+        f"The teacher, {_model(recipe, 'teacher')}, read {counted(train, 'sentence')} to train on and "
+        f"{counted(held_out, 'sentence')} held out, from {counted(text.get('documents'), 'source text')}, for "
         f"{_listed(names) if names else 'no behavior'}.",
-        f"The student is {_model(recipe, 'student')}; it was tested in {_count(len(arms), 'arm')}, zero-shot, on "
+        f"The student is {_model(recipe, 'student')}; it was tested in {counted(len(arms), 'arm')}, zero-shot, on "
         "tasks that it had not seen, and on reading held-out text.",
     ]
     tokens = {arm: n for arm, n in (summary.get("trained_tokens") or {}).items() if is_number(n) and n > 0}
     if tokens and len(set(tokens.values())) == 1:
-        verb = "each trained" if len(tokens) > 1 else "trained"
-        said.append(f"{_listed(list(tokens))} {verb} on {_count(next(iter(tokens.values())), 'token')}.")
+        said.append(f"Trained on {counted(next(iter(tokens.values())), 'token')} each: {_listed(list(tokens))}.")
     elif tokens:
-        said.append(f"Trained tokens: {_listed([f'{arm} {_count(n)}' for arm, n in tokens.items()])}.")
+        said.append(f"Trained tokens: {_listed([f'{arm} {counted(n)}' for arm, n in tokens.items()])}.")
     return said
-
-
-# Tables.
-
-
-def _funnel(summary: Figures) -> list[dict[str, Any]]:
-    text = summary.get("text") or {}
-    parts = [text.get("sentences_train"), text.get("sentences_held_out")]
-    sentences = sum(parts) if all(is_number(p) for p in parts) else None
-    rows = []
-    for name, counts in (summary.get("readings") or {}).items():
-        asked = counts.get("asked")
-        steps = [
-            (label, counts.get(key), counts[key] / asked if is_number(counts.get(key)) and asked else None)
-            for label, key in (("asked", "asked"), ("well formed", "well_formed"), ("verified", "verified"))
-        ]
-        reasons = sorted((counts.get("reasons") or {}).items(), key=lambda item: -(item[1] or 0))
-        rows.append({"name": name, "sentences": sentences, "steps": steps, "counts": counts, "reasons": reasons[:8]})
-    return rows
-
-
-def _task_table(summary: Figures) -> dict[str, Any]:
-    """Arms by tasks. A mark says that a figure is more than two standard errors from the first arm's."""
-    arms: dict[str, Any] = summary.get("arms") or {}
-    names = list(dict.fromkeys(name for a in arms.values() for name in a.get("tasks") or {}))
-    any_arm = {name: next(a["tasks"][name] for a in arms.values() if name in (a.get("tasks") or {})) for name in names}
-    first = next(iter(arms), None)
-    rows = []
-    for arm, a in arms.items():
-        cells = []
-        for name in names:
-            task, base = _get(a, "tasks", name) or {}, _get(arms[first], "tasks", name) or {} if first else {}
-            cells.append(
-                _cell(task.get("accuracy"), task.get("stderr"), _mark(task, base, figures.task_error, "accuracy"))
-            )
-        mark = _mark(a, arms[first] if first else {}, _macro_error, "macro_average")
-        rows.append((arm, [*cells, _cell(a.get("macro_average"), _macro_error(a), mark)]))
-    trivial = []
-    for label, key in (("commonest label", "majority"), ("chance", "chance")):
-        values = [any_arm[name].get(key) for name in names]
-        mean = sum(values) / len(values) if values and all(is_number(v) for v in values) else None
-        trivial.append((label, [percent(v) for v in [*values, mean]]))
-    columns = [(name, _count(any_arm[name].get("n"))) for name in names]
-    return {"columns": columns, "rows": rows, "trivial": trivial, "first": first}
-
-
-def _cell(value: Any, error: Any, mark: str) -> tuple[str, str, str]:
-    return percent(value), percent(error) if is_number(error) else "", mark
-
-
-def _mark(mine: Figures, base: Figures, error_of: Any, key: str) -> str:
-    error = figures.difference_error(error_of(mine), error_of(base))
-    if error is None or not is_number(mine.get(key)) or not is_number(base.get(key)):
-        return ""
-    difference = mine[key] - base[key]
-    return "" if abs(difference) <= 2 * error else ("▲" if difference > 0 else "▼")
-
-
-def _constant(counts: Figures) -> tuple[str, float] | None:
-    """The label that nearly all predictions are, and its share."""
-    known = {label: n for label, n in counts.items() if is_number(n)}
-    total = sum(known.values())
-    if len(known) < 2 or not total:
-        return None
-    label = max(known, key=lambda k: known[k])
-    return (label, known[label] / total) if known[label] / total >= CONSTANT else None
-
-
-def _balance(summary: Figures) -> list[tuple[str, list[dict[str, Any]]]]:
-    """For each task: the gold labels (where known) and every arm's predictions, as stacked bars."""
-    arms: dict[str, Any] = summary.get("arms") or {}
-    tasks: dict[str, list[dict[str, Any]]] = {}
-    for arm, a in arms.items():
-        for name, task in (a.get("tasks") or {}).items():
-            rows = tasks.setdefault(name, [])
-            if not rows and task.get("gold"):
-                rows.append({"arm": None, "bar": figures.stacked(task["gold"]), "constant": None})
-            counts = task.get("predicted") or {}
-            rows.append({"arm": arm, "bar": figures.stacked(counts), "constant": _constant(counts)})
-    return list(tasks.items())
-
-
-def _skill(summary: Figures) -> dict[str, Any]:
-    """Reading skill overall and by behavior: (arm, how, figures) rows, prompted ones where measured."""
-    arms: dict[str, Any] = summary.get("arms") or {}
-    ways = (("reading", "as it stands"), ("reading_prompted", "few-shot prompt"))
-    rows = [(arm, how, a[key]) for key, how in ways for arm, a in arms.items() if a.get(key)]
-    behaviors: dict[str, Any] = {}
-    for name in dict.fromkeys(n for _, _, f in rows for n in f.get("behaviors") or {}):
-        mine = [(arm, how, _get(f, "behaviors", name) or {}) for arm, how, f in rows]
-        extra = [(key, label) for key, label in OPTIONAL_COLUMNS.items() if any(key in f for _, _, f in mine)]
-        # 'none' is well formed and never wrong in its words: questions have no such answer, entities do.
-        extra = [(k, label) for k, label in extra if k != "empty" or any(f.get(k) for _, _, f in mine) or name == "ner"]
-        behaviors[name] = {"rows": mine, "extra": extra}
-    return {"rows": rows, "behaviors": behaviors}
 
 
 def _limits(summary: Figures, provenance: Figures, recipe: Figures) -> list[str]:
@@ -326,6 +214,7 @@ def _limits(summary: Figures, provenance: Figures, recipe: Figures) -> list[str]
     arms: dict[str, Any] = summary.get("arms") or {}
     said = _detectable(arms)
     said += _weak_tasks(arms)
+    said += _hollow_readings(arms)
     seed = provenance.get("seed")
     said.append(
         f"One seed{'' if seed is None else f' ({seed})'}: how much a second training of the same arm would differ is "
@@ -341,9 +230,9 @@ def _limits(summary: Figures, provenance: Figures, recipe: Figures) -> list[str]
             "Teacher and student are the same model: it can teach the form of a reading and what verification "
             "selects, not knowledge that the student lacks."
         )
-    sentences = _get(summary, "text", "sentences_train")
+    sentences = get(summary, "text", "sentences_train")
     if is_number(sentences) and sentences < 5_000_000:
-        said.append(f"The paper’s student read 5,000,000 sentences, this one {_count(sentences)}.")
+        said.append(f"The paper’s student read 5,000,000 sentences, this one {counted(sentences)}.")
     return said
 
 
@@ -353,11 +242,11 @@ def _detectable(arms: Figures) -> list[str]:
     focus, _ = _focus(list(arms))
     tasks = {n: (figures.task_error(t), t.get("n")) for n, t in (arms[focus].get("tasks") or {}).items()}
     needed = {name: DETECTABLE * 2**0.5 * error for name, (error, _) in tasks.items() if error is not None}
-    macro = _macro_error(arms[focus])
+    macro = macro_error(arms[focus])
     if not needed or macro is None:
         return []
     low, high = min(needed, key=lambda k: needed[k]), max(needed, key=lambda k: needed[k])
-    sizes = [f"{name} {percent(needed[name])} points ({_count(tasks[name][1])} items)" for name in {low: 0, high: 0}]
+    sizes = [f"{name} {percent(needed[name])} points ({counted(tasks[name][1])} items)" for name in {low: 0, high: 0}]
     return [
         "To be told apart in four runs of five (5 % two-sided test, arms taken as independent), two arms must differ "
         f"by about {percent(DETECTABLE * 2**0.5 * macro)} points of macro average; on single tasks, "
@@ -371,8 +260,8 @@ def _weak_tasks(arms: Figures) -> list[str]:
     names = list(dict.fromkeys(name for a in arms.values() for name in a.get("tasks") or {}))
     for name in names:
         shown = {arm: a["tasks"][name] for arm, a in arms.items() if name in (a.get("tasks") or {})}
-        same = {arm: c for arm, t in shown.items() if (c := _constant(t.get("predicted") or {}))}
-        constant += [f"{arm} on {name} (‘{label}’, {percent(share, 0)} %)" for arm, (label, share) in same.items()]
+        same = {arm: c for arm, t in shown.items() if (c := figures.constant(t.get("predicted") or {}))}
+        constant += [f"{arm} on {name} (‘{label}’, {percent(share, 0)}\u00a0%)" for arm, (label, share) in same.items()]
         known = [t for t in shown.values() if is_number(t.get("accuracy")) and is_number(t.get("majority"))]
         if known and all(t["accuracy"] - t["majority"] <= 2 * (figures.task_error(t) or 0) for t in known):
             useless.append(name)
@@ -387,6 +276,22 @@ def _weak_tasks(arms: Figures) -> list[str]:
             "errors: differences between arms there can be a matter of which label a model leans to."
         )
     return said
+
+
+def _hollow_readings(arms: Figures) -> list[str]:
+    """Students whose verified readings say little: mostly 'none', or few different questions."""
+    said = []
+    for arm, a in arms.items():
+        for f in (get(a, "reading", "behaviors") or {}).values():
+            verified, empty, n, questions = (f.get(k) for k in ("verified", "empty", "n", "distinct_questions"))
+            if not is_number(verified) or not verified:
+                continue
+            if is_number(empty) and empty / verified >= HOLLOW:
+                said.append(f"{percent(empty / verified, 0)}\u00a0% of the entity readings of {arm} say ‘none’")
+            written = round(verified * n) if is_number(n) else 0
+            if is_number(questions) and written >= MANY and questions / written <= 1 - HOLLOW:
+                said.append(f"{arm} wrote {written} questions, only {counted(questions)} of them distinct")
+    return [f"Verified does not mean rich: {_listed(said)}."] if said else []
 
 
 # The browser of readings.

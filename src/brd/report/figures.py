@@ -1,4 +1,4 @@
-"""Numbers as they are printed and drawn: formats, error bars, and the geometry of the report's plots.
+"""Numbers as they are printed and drawn: formats, error bars, and the geometry of the report's plots and tables.
 
 Geometry is in percent of the drawing's width and height, so that text keeps its size on every screen.
 """
@@ -11,6 +11,10 @@ from typing import Any, TypeGuard
 DASH = "–"
 # A line of more points than this is drawn by its means over equal stretches.
 MAX_POINTS = 400
+# From this share of one label on, a model is said to give always the same answer.
+CONSTANT = 0.95
+# Columns of a behavior's table of reading skill that only some behaviors have.
+OPTIONAL_COLUMNS = {"empty": "‘none’", "distinct_questions": "distinct questions"}
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -25,6 +29,18 @@ def number(value: Any, digits: int = 2) -> str:
 def percent(value: Any, digits: int = 1) -> str:
     """A share as a percentage, without the sign."""
     return number(100 * value, digits) if is_number(value) else DASH
+
+
+def get(tree: Any, *keys: str) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def counted(value: Any, noun: str = "") -> str:
+    if not is_number(value):
+        return f"an unknown number of {noun}s" if noun else DASH
+    return f"{value:,.0f} {noun}{'' if value == 1 or not noun else 's'}".strip()
 
 
 def duration(seconds: Any) -> str:
@@ -62,6 +78,10 @@ def mean_error(errors: Sequence[float | None]) -> float | None:
 def difference_error(first: float | None, second: float | None) -> float | None:
     """Standard error of a difference of two figures, taken as independent."""
     return None if first is None or second is None else math.hypot(first, second)
+
+
+def macro_error(arm: Mapping[str, Any]) -> float | None:
+    return mean_error([task_error(task) for task in (arm.get("tasks") or {}).values()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +215,99 @@ def _smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]
     half = len(points) // 20
     out = []
     for i, (step, _) in enumerate(points):
-        reach = min(half, i, len(points) - 1 - i)
-        window = points[i - reach : i + reach + 1]
+        window = points[max(0, i - half) : i + half + 1]
         out.append((step, sum(v for _, v in window) / len(window)))
     return out
+
+
+# Tables.
+
+
+def funnel(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    text = summary.get("text") or {}
+    train, held_out = text.get("sentences_train"), text.get("sentences_held_out")
+    sentences = train + held_out if is_number(train) and is_number(held_out) else None
+    rows = []
+    for name, counts in (summary.get("readings") or {}).items():
+        asked = counts.get("asked")
+        steps = [
+            (label, counts.get(key), counts[key] / asked if is_number(counts.get(key)) and asked else None)
+            for label, key in (("asked", "asked"), ("well formed", "well_formed"), ("verified", "verified"))
+        ]
+        reasons = sorted((counts.get("reasons") or {}).items(), key=lambda item: -(item[1] or 0))
+        rows.append({"name": name, "sentences": sentences, "steps": steps, "counts": counts, "reasons": reasons[:8]})
+    return rows
+
+
+def task_table(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Arms by tasks. A mark says that a figure is more than two standard errors from the first arm's."""
+    arms: dict[str, Any] = summary.get("arms") or {}
+    names = list(dict.fromkeys(name for a in arms.values() for name in a.get("tasks") or {}))
+    any_arm = {name: next(a["tasks"][name] for a in arms.values() if name in (a.get("tasks") or {})) for name in names}
+    first = next(iter(arms), None)
+    rows = []
+    for arm, a in arms.items():
+        cells = []
+        for name in names:
+            task, base = get(a, "tasks", name) or {}, get(arms[first], "tasks", name) or {} if first else {}
+            cells.append(_cell(task.get("accuracy"), task.get("stderr"), _mark(task, base, task_error, "accuracy")))
+        mark = _mark(a, arms[first] if first else {}, macro_error, "macro_average")
+        rows.append((arm, [*cells, _cell(a.get("macro_average"), macro_error(a), mark)]))
+    trivial = []
+    for label, key in (("commonest label", "majority"), ("chance", "chance")):
+        values = [any_arm[name].get(key) for name in names]
+        mean = sum(values) / len(values) if values and all(is_number(v) for v in values) else None
+        trivial.append((label, [percent(v) for v in [*values, mean]]))
+    columns = [(name, counted(any_arm[name].get("n"))) for name in names]
+    return {"columns": columns, "rows": rows, "trivial": trivial, "first": first}
+
+
+def _cell(value: Any, error: Any, mark: str) -> tuple[str, str, str]:
+    return percent(value), percent(error) if is_number(error) else "", mark
+
+
+def _mark(mine: Mapping[str, Any], base: Mapping[str, Any], error_of: Any, key: str) -> str:
+    error = difference_error(error_of(mine), error_of(base))
+    if error is None or not is_number(mine.get(key)) or not is_number(base.get(key)):
+        return ""
+    difference = mine[key] - base[key]
+    return "" if abs(difference) <= 2 * error else ("▲" if difference > 0 else "▼")
+
+
+def constant(counts: Mapping[str, Any]) -> tuple[str, float] | None:
+    """The label that nearly all predictions are, and its share."""
+    known = {label: n for label, n in counts.items() if is_number(n)}
+    total = sum(known.values())
+    if len(known) < 2 or not total:
+        return None
+    label = max(known, key=lambda k: known[k])
+    return (label, known[label] / total) if known[label] / total >= CONSTANT else None
+
+
+def balance(summary: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """For each task: the gold labels (where known) and every arm's predictions, as stacked bars."""
+    arms: dict[str, Any] = summary.get("arms") or {}
+    tasks: dict[str, list[dict[str, Any]]] = {}
+    for arm, a in arms.items():
+        for name, task in (a.get("tasks") or {}).items():
+            rows = tasks.setdefault(name, [])
+            if not rows and task.get("gold"):
+                rows.append({"arm": None, "bar": stacked(task["gold"]), "constant": None})
+            counts = task.get("predicted") or {}
+            rows.append({"arm": arm, "bar": stacked(counts), "constant": constant(counts)})
+    return list(tasks.items())
+
+
+def skill(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Reading skill overall and by behavior: (arm, how, figures) rows, prompted ones where measured."""
+    arms: dict[str, Any] = summary.get("arms") or {}
+    ways = (("reading", "as it stands"), ("reading_prompted", "with the few-shot prompt in front"))
+    rows = [(arm, how, a[key]) for key, how in ways for arm, a in arms.items() if a.get(key)]
+    behaviors: dict[str, Any] = {}
+    for name in dict.fromkeys(n for _, _, f in rows for n in f.get("behaviors") or {}):
+        mine = [(arm, how, get(f, "behaviors", name) or {}) for arm, how, f in rows]
+        extra = [(key, label) for key, label in OPTIONAL_COLUMNS.items() if any(key in f for _, _, f in mine)]
+        # 'none' is well formed and never wrong in its words: questions have no such answer, entities do.
+        extra = [(k, label) for k, label in extra if k != "empty" or any(f.get(k) for _, _, f in mine) or name == "ner"]
+        behaviors[name] = {"rows": mine, "extra": extra}
+    return {"rows": rows, "behaviors": behaviors}

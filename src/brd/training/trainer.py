@@ -1,7 +1,10 @@
 """Training an arm: plain causal LM loss over all tokens (paper, training), by the Hugging Face Trainer."""
 
 import shutil
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +106,11 @@ def train(
     )
     trainer.remove_callback(_printer())
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    with _interruptible() as interrupt:
+        trainer.add_callback(interrupt.callback())
+        trainer.train(resume_from_checkpoint=last)
+    if interrupt.asked and trainer.state.global_step < steps:
+        raise KeyboardInterrupt
     losses = [(e["step"], round(float(e["loss"]), 4)) for e in trainer.state.log_history if "loss" in e]
     save(model, tokenizer, folder)
     shutil.rmtree(checkpoints, ignore_errors=True)
@@ -115,6 +122,42 @@ def train(
         "dtype": hardware.dtype_name(dtype),
         "parameters": model.num_parameters(),
     }
+
+
+class _Interrupt:
+    """Ctrl-C during training: finish the step in hand, save a checkpoint, stop. A second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def ask(self, *_: Any) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def callback(self) -> Any:
+        from transformers import TrainerCallback
+
+        interrupt = self
+
+        class Stop(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                if interrupt.asked:
+                    control.should_save = control.should_training_stop = True
+
+        return Stop()
+
+
+@contextmanager
+def _interruptible() -> Iterator[_Interrupt]:
+    interrupt = _Interrupt()
+    # Only the main thread may set handlers; elsewhere whoever runs the thread decides.
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, interrupt.ask) if main else None
+    try:
+        yield interrupt
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
