@@ -205,7 +205,9 @@ def test_a_full_disk_is_one_line_and_what_was_written_stays(brd: Brd, recipe_fil
 def test_ctrl_c_in_a_step_and_the_same_command_again(recipe_file: Any, tmp_path: Path, step: str) -> None:
     import signal
 
-    path = recipe_file(training={"epochs": 6.0}, evaluation={"tasks": ["boolq"], "limit": 10, "reading_prompted": False})
+    path = recipe_file(
+        training={"epochs": 6.0}, evaluation={"tasks": ["boolq"], "limit": 10, "reading_prompted": False}
+    )
     last = step.split(".")[0]
     command = [sys.executable, "-m", "brd", "run", str(path), "--out", "out", "--until", last]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)

@@ -65,6 +65,7 @@ def entity_texts(content: dict[str, Any] | None) -> list[str]:
         (" Bergen (location: a city)", "rejected", "entity not in the sentence", ["Bergen"]),
         (" Osl (location: a city)", "rejected", "entity not in the sentence", ["Osl"]),
         (" winters (other: a season)", "rejected", "not a name", ["winters"]),
+        (" because the winters (other)", "rejected", "not a name", ["because the winters"]),
         (" Oslo (town hall: a city)", "rejected", "unknown entity type", ["Oslo"]),
         (" Oslo, Mira Okafor", "malformed", "not of the form 'name (type: description); ...'", []),
         ("", "malformed", "not of the form 'name (type: description); ...'", []),
@@ -73,6 +74,12 @@ def entity_texts(content: dict[str, Any] | None) -> list[str]:
 def test_entities(raw: str, verdict: str, reason: str, kept: list[str]) -> None:
     judgement = NER.judge(raw, SENTENCE)
     assert (judgement.verdict, judgement.reason, entity_texts(judgement.content)) == (verdict, reason, kept)
+
+
+@pytest.mark.parametrize("text", ["She", "My companion", "Nobody", "the pier"])
+def test_pronouns_and_plain_nouns_are_no_names(text: str) -> None:
+    sentence = f"{text} saw the ferry leave."
+    assert NER.judge(f" {text} (person: who saw it)", sentence).reason == "not a name"
 
 
 def test_one_bad_entity_rejects_the_reading_where_the_recipe_says_so() -> None:

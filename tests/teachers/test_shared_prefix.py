@@ -158,7 +158,9 @@ def test_other_architectures_fall_back_and_say_so(
     teacher = SharedPrefix(model, tokenizer, batch_size=3)
     assert teacher.fallback
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "ordinary batches" in said and teacher.fallback in said
+    assert said.count("\n") == 1
+    assert "ordinary batches" in said
+    assert teacher.fallback in said
     assert_as_generate(teacher, model, tokenizer, stop=("e", "1"))
 
 
@@ -262,7 +264,8 @@ def test_model_is_left_as_it_was_and_a_closed_answer_leaves_no_trace(tokenizer: 
     tokens = torch.tensor([tokenizer(PREFIX)["input_ids"]])
     model(input_ids=tokens).logits.sum().backward()
     half.close()  # type: ignore[attr-defined]
-    assert model.training and model.config._attn_implementation == before
+    assert model.training
+    assert model.config._attn_implementation == before
     assert_as_generate(teacher, model.eval(), tokenizer, stop=("e",))
 
 
@@ -314,7 +317,8 @@ def test_load_a_folder(tmp_path: Path, tokenizer: Any) -> None:
     teacher = shared_prefix.load(settings)
     assert_as_generate(teacher, model, tokenizer, suffixes=SUFFIXES[:2], stop=("e",))
     identity = teacher.identity()
-    assert identity["model"].startswith("sha256:") and identity["decoding"] == "greedy"
+    assert identity["model"].startswith("sha256:")
+    assert identity["decoding"] == "greedy"
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
     model.save_pretrained(tmp_path)

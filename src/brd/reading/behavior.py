@@ -104,13 +104,14 @@ def one_line(text: str) -> str:
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 # Words that carry no content of their own (English); a reading may add them freely.
-_FUNCTION_WORDS = frozenset(
+FUNCTION_WORDS = frozenset(
     """a an the this that these those it its it's he she they him her them his hers their theirs i me my we us our you
     your who whom whose which what when where why how is are was were be been being am do does did done has have had
     having will would can could shall should may might must of in on at to from by for with about as into through
     during before after above below over under between against and or but nor so yet if then than because since while
     although though not no yes there here very too also just only both each all any some more most other such own same
-    s t d ll m o re ve y up down out off again once one's himself herself itself themselves someone something""".split()
+    s t d ll m o re ve y up down out off again once one's himself herself itself themselves someone
+    something nobody nothing everyone everybody everything anyone anybody anything others neither either""".split()
 )
 
 
@@ -119,7 +120,7 @@ def words(text: str) -> list[str]:
 
 
 def content_words(text: str) -> list[str]:
-    return [w for w in words(text) if w not in _FUNCTION_WORDS]
+    return [w for w in words(text) if w not in FUNCTION_WORDS]
 
 
 def stem(word: str) -> str:

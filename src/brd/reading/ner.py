@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from brd.reading.behavior import Judgement, exemplars, one_line
+from brd.reading.behavior import FUNCTION_WORDS, Judgement, exemplars, one_line
 
 TYPES = ("person", "organization", "location", "date", "event", "product", "work", "other")
 # What models write for a type of the list.
@@ -23,6 +23,8 @@ _ALIASES = {
     "work of art": "work",
     "misc": "other",
 }
+# A capital letter, a digit, or a letter of a script without capitals.
+_STANDS_OUT = re.compile(r"[^\W_a-zß-öø-ÿ]")
 _ENTITY = re.compile(r"(?P<text>[^;]+?) \((?P<type>[^;:()]{1,40})(?:: (?P<description>[^;]*))?\)")
 
 
@@ -72,7 +74,9 @@ class NamedEntities:
         if parsed is None or not finished:
             reason = "cut off before its end" if not finished else "not of the form 'name (type: description); ...'"
             return Judgement("malformed", reason, None, 0, 0)
-        line, good, reasons = one_line(sentence), [], []
+        line = one_line(sentence)
+        good: list[dict[str, Any]] = []
+        reasons: list[str] = []
         for entity in parsed["entities"]:
             reason, span = self._check(entity, line, good)
             if span:
@@ -97,8 +101,8 @@ class NamedEntities:
         match = re.search(rf"(?<!\w){re.escape(text)}(?!\w)", sentence)
         if not match:
             return "entity not in the sentence", None
-        # A name, a number or a date: something that is written entirely in lower-case letters is none of them.
-        if not re.search(r"[^\W_a-zß-öø-ÿ]", text):
+        # "She" and "My companion" begin sentences, "the old mill" is no name: something else must stand out.
+        if not any(w.lower() not in FUNCTION_WORDS and _STANDS_OUT.search(w) for w in text.split()):
             return "not a name", None
         return "", match.span()
 

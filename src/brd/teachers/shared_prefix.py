@@ -9,13 +9,14 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from brd import embedded, hardware
 from brd.errors import BrdError, TeacherUnreachable
 from brd.recipe import Teacher as TeacherSettings
-from brd.teachers import padded_batch
+from brd.teachers import chat, padded_batch
 from brd.teachers.flat_batch import FlatBatch, why_unsupported
 from brd.teachers.stopping import StopRule, end_tokens
 from brd.teachers.teacher import Answer
@@ -23,8 +24,6 @@ from brd.teachers.teacher import Answer
 # Suffix tokens that may join in one step (always one whole row at least). Rows that start together end together;
 # with a bound they spread, and the matrix products of all steps are about the same size.
 JOINING_TOKENS = 256
-# Stands in for the sentence while a chat template is split into the part before it and the part after it.
-_MARK = "\u2063sentence\u2063"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
@@ -111,11 +110,8 @@ class SharedPrefix:
     def _tokenise(self, prefix: str, suffixes: Sequence[str]) -> tuple[list[int], list[_Row]]:
         tail = ""
         if self._chat:
-            message = [{"role": "user", "content": prefix + _MARK}]
-            prompt = self._tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-            if prompt.count(_MARK) != 1:
-                raise BrdError("teacher.chat_template: this model's template does not show the message as it is")
-            prefix, tail = prompt.split(_MARK)
+            render = partial(self._tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False)
+            prefix, tail = chat.split(prefix, render)
         # A template writes its special tokens out.
         shared: list[int] = self._tokenizer(prefix, add_special_tokens=not self._chat)["input_ids"]
         texts = [suffix + tail for suffix in suffixes]

@@ -14,6 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -210,13 +211,15 @@ def _chunks(path: Path) -> Iterator[bytes]:
         with path.open("rb") as raw:
             match path.suffix.lower():
                 case ".gz":
-                    yield from iter(lambda file=gzip.open(raw): file.read(CHUNK), b"")  # type: ignore[misc]
+                    with gzip.open(raw) as file:
+                        yield from iter(partial(file.read, CHUNK), b"")
                 case ".xz":
-                    yield from iter(lambda file=lzma.open(raw): file.read(CHUNK), b"")  # type: ignore[misc]
+                    with lzma.open(raw) as file:
+                        yield from iter(partial(file.read, CHUNK), b"")
                 case ".zst":
                     yield from _zstd(raw)
                 case _:
-                    yield from iter(lambda: raw.read(CHUNK), b"")
+                    yield from iter(partial(raw.read, CHUNK), b"")
     except EOFError:
         raise BrdError(f"{path}: ends too early; the file is truncated (fetch or compress it again)") from None
     except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:

@@ -80,7 +80,7 @@ def keep_layers(model: Any, keep: list[int]) -> None:
     for number, layer in enumerate(kept):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = number
+                setattr(module, "layer_idx", number)  # noqa: B010 (mypy knows modules to hold modules only)
     setattr(parent, name, kept)
     model.config.num_hidden_layers = len(kept)
     if getattr(model.config, "layer_types", None):

@@ -52,6 +52,7 @@ def train(
     Returns the trained tokens, the losses by step and the dtype. Raises BrdError when the loss diverges.
     """
     from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+    from transformers.trainer_callback import PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
 
     settings = recipe.training
@@ -104,7 +105,8 @@ def train(
         train_dataset=_Rows(rows, row_order(len(rows), total, recipe.seed)),
         callbacks=[Log()],
     )
-    trainer.remove_callback(_printer())
+    # It prints every log line; progress is shown by the caller.
+    trainer.remove_callback(PrinterCallback)
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     with _interruptible() as interrupt:
         trainer.add_callback(interrupt.callback())
@@ -168,13 +170,6 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(scratch)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
-
-
-def _printer() -> type[Any]:
-    """The Trainer's callback that prints every log line (we show our own progress)."""
-    from transformers.trainer_callback import PrinterCallback
-
-    return PrinterCallback
 
 
 def _check_window(model: Any, row_tokens: int) -> None:

@@ -1,0 +1,64 @@
+"""The README's commands, word for word, at toy size."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("brd ")
+]
+SMALL = [
+    "text.held_out=0.3",
+    "reading.sentences=6",
+    "reading.held_out_sentences=3",
+    "teacher.max_new_tokens=24",
+    "composing.row_tokens=64",
+    "training.rows_per_step=1",
+    "training.micro_rows=1",
+    "evaluation.tasks=[cb]",
+    "evaluation.limit=2",
+    "evaluation.reading_sentences=2",
+    "evaluation.reading_prompted=false",
+]
+
+
+def test_the_readme_opens_with_a_picture_and_two_commands() -> None:
+    opening = README.split("## ")[0]
+    assert "](docs/report.png)" in opening
+    assert "make demo" in opening
+    assert "make test" in opening
+    assert (Path(__file__).parent.parent / "docs" / "report.png").exists()
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (Path(__file__).parent.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=range(len(COMMANDS)))
+def test_commands(brd: Callable[..., Any], tmp_path: Path, tiny_model: Path, command: str) -> None:
+    from brd.embedded import smollm2_gguf
+
+    (tmp_path / "corpus").mkdir()
+    for n in range(6):
+        text = f"Vera Lind wrote letter {n} in Bergen.\nNobody answered it for weeks."
+        (tmp_path / "corpus" / f"{n}.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "teacher.gguf").symlink_to(smollm2_gguf())
+    (tmp_path / "student").symlink_to(tiny_model)
+    small = list(SMALL)
+    if "teacher." not in command:
+        small.append(f"teacher.model={tiny_model}")
+    if "student." not in command:
+        small.append(f"student.model={tiny_model}")
+    done = brd(*shlex.split(command)[1:], *(part for key in small for part in ("--set", key)))
+    assert done.returncode == 0, done.stderr
+    if " run " in command:
+        assert next(tmp_path.glob("runs/*/report.html")).stat().st_size > 10_000
