@@ -102,6 +102,7 @@ def test_one_bad_entity_rejects_the_reading_where_the_recipe_says_so() -> None:
             "answer not in the sentence",
         ),
         ("Who left Oslo?", "The mayor of Bergen.", "answer not in the sentence"),
+        ("Who is Mira Okafor of Lund Press?", "Mira Okafor.", "answer repeats the question"),
         ("Mira Okafor left Oslo", "The winters were dark.", "question does not end as one"),
         ("Is Oslo dark?", "!!!", "answer without words"),
     ],

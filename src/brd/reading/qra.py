@@ -61,8 +61,6 @@ class QuestionAndAnswer:
         about_form = any(stem(w) in _FRAMING for w in content_words(question))
         if not about_form and not any(grounded_share(w, sentence) for w in content_words(question)):
             return "question not about the sentence"
-        if words(answer) == words(question):
-            return "answer repeats the question"
         first = (words(answer) or [""])[0]
         if first in _VERDICT_WORDS:
             match = _REASON.match(answer)
@@ -71,6 +69,8 @@ class QuestionAndAnswer:
             answer = match["reason"]
         elif not words(answer):
             return "answer without words"
+        elif content_words(answer) and grounded_share(answer, question) == 1:
+            return "answer repeats the question"
         if grounded_share(answer, sentence, _FRAMING) < self.grounded:
             return "answer not in the sentence"
         return ""

@@ -1,7 +1,9 @@
 """Any corpus to a stream of paragraphs: text, JSON lines and Parquet files (compressed or not), Hub datasets.
 
-Nothing is held in memory but the paragraph in hand (for JSON lines and Parquet: the record). A file's line breaks are
-``\\n`` and ``\\r\\n`` only; a byte order mark at its start is dropped.
+Nothing is held in memory but a piece of the file and the paragraph in hand (for JSON lines: the record, for Parquet: a
+batch of rows); so a giant line takes its own size, a few times over. A file's line breaks are ``\\n`` and ``\\r\\n``
+only: a form feed or U+2028 is part of its line. Only the line break is taken off; a line of white space is blank. A
+byte order mark at the start of a file is dropped.
 """
 
 import codecs
@@ -10,11 +12,14 @@ import gzip
 import hashlib
 import json
 import lzma
+import os
+import re
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +34,13 @@ COMPRESSIONS = (".gz", ".xz", ".zst")
 # Files up to this size are fingerprinted by all of their content, larger ones by their ends, size and time.
 WHOLE = 64 * 2**20
 CHUNK = 2**20
+# What is unpacked at once: smaller, for it may grow many times.
+PACKED_CHUNK = 2**16
+# The largest window that zstd can write (`zstd --ultra --long=31`); memory is taken only for such files.
+ZSTD_WINDOW = 2**31
+
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_REPLACE_HINT = "set text.encoding_errors: replace"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +62,13 @@ class _File:
 def paragraphs(settings: Text) -> Iterator[Paragraph]:
     """The corpus of a recipe, paragraph by paragraph, in the order of its sources and of the files' names.
 
-    Raises BrdError, with file and line where there is one, for whatever cannot be read, and at the end of the stream
-    when there was no paragraph at all.
+    A file that several sources name is read once, so that no text is in both parts of the held-out split. Raises
+    BrdError, with file and line where there is one, for whatever cannot be read: before the first paragraph when a
+    source is missing, at the end of the stream when there was no paragraph at all.
     """
     found = False
-    for source in _sources(settings):
-        stream = _hub(settings, source) if source.startswith("hub:") else _local(settings, source)
+    for place in _places(settings):
+        stream = _hub(settings, place) if isinstance(place, str) else _local(settings, place)
         for paragraph in stream:
             found = True
             yield paragraph
@@ -64,31 +77,53 @@ def paragraphs(settings: Text) -> Iterator[Paragraph]:
 
 
 def fingerprint(settings: Text) -> str:
-    """A hash that changes when the corpus does."""
+    """A hash that changes when the corpus does: names and content of files (of files beyond 64 MiB size, time and both
+    ends), name, subset, split and revision of a Hub dataset. Raises BrdError for what is missing."""
     parts: list[str] = []
-    for source in _sources(settings):
-        if source.startswith("hub:"):
-            parts += [source, str(settings.subset), settings.split, str(settings.revision)]
-            continue
-        for file in _files(source, settings.layout):
-            parts += [file.name, file.layout, _content_hash(file.path)]
-    return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()
+    for place in _places(settings):
+        if isinstance(place, str):
+            parts += [place, str(settings.subset), settings.split, str(settings.revision)]
+        else:
+            parts += [place.name, place.layout, _content_hash(place.path)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _sources(settings: Text) -> list[str]:
     return [settings.source] if isinstance(settings.source, str) else settings.source
 
 
+def _places(settings: Text) -> list[str | _File]:
+    """Hub names and files of all sources, each once; a name that an earlier source has too gets its source's number."""
+    places: dict[str | Path, str | _File] = {}
+    taken: set[str] = set()
+    for number, source in enumerate(_sources(settings), start=1):
+        if source.startswith("hub:"):
+            places.setdefault(source, source)
+            continue
+        for file in _files(source, settings.layout):
+            if (real := file.path.resolve()) in places:
+                continue
+            # The file system allows names that are not UTF-8; a document's id is to be text.
+            name = os.fsencode(file.name).decode("utf-8", "backslashreplace")
+            name = f"{number}:{name}" if name in taken else name
+            taken.add(name)
+            places[real] = replace(file, name=name)
+    return list(places.values())
+
+
 def _content_hash(path: Path) -> str:
-    stat = path.stat()
-    with path.open("rb") as file:
-        if stat.st_size <= WHOLE:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        digest = hashlib.sha256(f"{stat.st_size} {stat.st_mtime_ns}".encode())
-        digest.update(file.read(2**20))
-        file.seek(-(2**20), 2)
-        digest.update(file.read())
-        return digest.hexdigest()
+    try:
+        stat = path.stat()
+        with path.open("rb") as file:
+            if stat.st_size <= WHOLE:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.sha256(f"{stat.st_size} {stat.st_mtime_ns}".encode())
+            digest.update(file.read(2**20))
+            file.seek(-(2**20), 2)
+            digest.update(file.read())
+            return digest.hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def _files(source: str, layout: str) -> list[_File]:
@@ -105,12 +140,10 @@ def _files(source: str, layout: str) -> list[_File]:
         matches = sorted(p for p in map(Path, glob.glob(source, recursive=True)) if p.is_file())
         if not matches:
             raise BrdError(f"{source}: no file matches")
-        fixed = [part for part in path.parts if not glob.has_magic(part)]
-        base = Path(*fixed) if path.parts[: len(fixed)] == tuple(fixed) else path.parent
-        names = [p.relative_to(base).as_posix() if p.is_relative_to(base) else p.name for p in matches]
+        base = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
         for match in matches:
             _check_format(match)
-        return [_File(p, name, layout) for p, name in zip(matches, names, strict=True)]
+        return [_File(p, p.relative_to(base).as_posix(), layout) for p in matches]
     if not path.is_file():
         raise BrdError(f"{source}: no such file or folder")
     _check_format(path)
@@ -133,16 +166,15 @@ def _supported() -> str:
     return f"known: {', '.join(FORMATS)}, also with {', '.join(COMPRESSIONS)}"
 
 
-def _local(settings: Text, source: str) -> Iterator[Paragraph]:
-    for file in _files(source, settings.layout):
-        kind = _format(file.path)
-        if kind == ".txt":
-            lines = (line for _, line in _lines(file.path, settings.encoding_errors))
-            yield from _line_layout(file.name, lines) if file.layout == "line" else _blocks(file.name, lines)
-        else:
-            records = _jsonl(file.path, settings) if kind == ".jsonl" else _parquet(file.path, settings.field)
-            for number, text in records:
-                yield from _record(f"{file.name}#{number}", text, file.layout)
+def _local(settings: Text, file: _File) -> Iterator[Paragraph]:
+    kind = _format(file.path)
+    if kind == ".txt":
+        lines = (line for _, line in _lines(file.path, settings.encoding_errors))
+        yield from _line_layout(file.name, lines) if file.layout == "line" else _blocks(file.name, lines)
+    else:
+        records = _jsonl(file.path, settings) if kind == ".jsonl" else _parquet(file.path, settings)
+        for number, text in records:
+            yield from _record(f"{file.name}#{number}", text, file.layout)
 
 
 def _record(document: str, text: str, layout: str) -> Iterator[Paragraph]:
@@ -182,42 +214,55 @@ def _blocks(document: str, lines: Iterable[str]) -> Iterator[Paragraph]:
 
 def _lines(path: Path, errors: str) -> Iterator[tuple[int, str]]:
     """Numbered lines without their ends."""
-    number, rest, bom = 0, b"", codecs.BOM_UTF8
+    number = 0
 
     def decoded(raw: bytes) -> str:
         try:
             return raw.removesuffix(b"\r").decode("utf-8", errors)
         except UnicodeDecodeError as error:
             raise BrdError(
-                f"{path}:{number}: not UTF-8 text (byte {error.start + 1} of the line); convert the file, or set "
-                "text.encoding_errors: replace"
+                f"{path}:{number}: not UTF-8 text (byte {error.start + 1} of the line); convert the file, or "
+                f"{_REPLACE_HINT}"
             ) from None
 
+    # The pieces of a line that has not ended yet: joined once, or a giant line would be copied with every piece.
+    begun: list[bytes] = []
+
+    def joined(*last: bytes) -> bytes:
+        line = b"".join([*begun, *last])
+        begun.clear()
+        return line if number else line.removeprefix(codecs.BOM_UTF8)
+
     for chunk in _chunks(path):
-        first, *more = chunk.split(b"\n")
-        rest += first
-        for following in more:
+        *ended, rest = chunk.split(b"\n")
+        if ended:
+            ended[0] = joined(ended[0])
+        for raw in ended:
             number += 1
-            yield number, decoded(rest.removeprefix(bom) if number == 1 else rest)
-            rest = following
-    if rest:
+            yield number, decoded(raw)
+        begun.append(rest)
+    if raw := joined():
         number += 1
-        yield number, decoded(rest.removeprefix(bom) if number == 1 else rest)
+        yield number, decoded(raw)
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
     """The decompressed content in pieces; concatenated members are read to the end."""
+    suffix = path.suffix.lower()
     try:
         with path.open("rb") as raw:
-            match path.suffix.lower():
+            if suffix in COMPRESSIONS and not path.stat().st_size:
+                raise EOFError
+            match suffix:
                 case ".gz":
                     with gzip.open(raw) as file:
                         yield from iter(partial(file.read, CHUNK), b"")
                 case ".xz":
-                    with lzma.open(raw) as file:
-                        yield from iter(partial(file.read, CHUNK), b"")
+                    # Not lzma.open: it takes a damaged or padded later member for the end of the file.
+                    yield from _members(raw, lzma.LZMADecompressor, padding=b"\0")
                 case ".zst":
-                    yield from _zstd(raw)
+                    zstd = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
+                    yield from _members(raw, zstd.decompressobj)
                 case _:
                     yield from iter(partial(raw.read, CHUNK), b"")
     except EOFError:
@@ -225,17 +270,25 @@ def _chunks(path: Path) -> Iterator[bytes]:
     except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
         raise BrdError(f"{path}: damaged, or not what its suffix says ({error})") from None
     except OSError as error:
-        raise BrdError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise _unreadable(path, error) from None
 
 
-def _zstd(raw: IO[bytes]) -> Iterator[bytes]:
-    frame: Any = None
-    while chunk := raw.read(CHUNK):
+def _unreadable(path: Path, error: OSError) -> BrdError:
+    return BrdError(f"{path}: cannot be read ({error.strerror or error})")
+
+
+def _members(raw: IO[bytes], start: Callable[[], Any], padding: bytes = b"") -> Iterator[bytes]:
+    """The content of all members of an xz or zstd file; raises EOFError when the last has no end."""
+    member: Any = None
+    while chunk := raw.read(PACKED_CHUNK):
         while chunk:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            yield frame.decompress(chunk)
-            chunk, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-    if frame is not None:
+            if member is None:
+                if not (chunk := chunk.lstrip(padding)):
+                    break
+                member = start()
+            yield member.decompress(chunk)
+            chunk, member = (member.unused_data, None) if member.eof else (b"", member)
+    if member is not None:
         raise EOFError
 
 
@@ -248,7 +301,7 @@ def _jsonl(path: Path, settings: Text) -> Iterator[tuple[int, str]]:
             continue
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             raise BrdError(f"{path}:{number}: not valid JSON; each line should be one object") from None
         if not isinstance(record, dict):
             raise BrdError(f"{path}:{number}: should be a JSON object with a field {field!r}")
@@ -257,27 +310,42 @@ def _jsonl(path: Path, settings: Text) -> Iterator[tuple[int, str]]:
                 "is not text" if field in record else f"is missing (there are {', '.join(map(repr, record)) or 'none'})"
             )
             raise BrdError(f"{path}:{number}: field {field!r} {what}; text.field names the one with the text")
-        yield record_number, record[field]
+        text = record[field]
+        # JSON can spell half a surrogate pair, which no UTF-8 file can hold.
+        if not text.isascii() and _SURROGATE.search(text):
+            if settings.encoding_errors == "strict":
+                raise BrdError(
+                    f"{path}:{number}: field {field!r} has half a surrogate pair; mend it, or {_REPLACE_HINT}"
+                )
+            text = _SURROGATE.sub("\ufffd", text)
+        yield record_number, text
         record_number += 1
 
 
-def _parquet(path: Path, field: str) -> Iterator[tuple[int, str]]:
+def _parquet(path: Path, settings: Text) -> Iterator[tuple[int, str]]:
     """Numbered texts of a Parquet file; a compressed one is unpacked to a temporary file first."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    if path.suffix.lower() in COMPRESSIONS:
+    try:
+        if path.suffix.lower() not in COMPRESSIONS:
+            yield from _rows(path, path, settings)
+            return
         with tempfile.NamedTemporaryFile(suffix=".parquet") as scratch:
             for chunk in _chunks(path):
                 scratch.write(chunk)
             scratch.flush()
-            yield from _parquet(Path(scratch.name), field)
-        return
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError):
-        raise BrdError(f"{path}: not a Parquet file, or damaged") from None
-    with file:
+            yield from _rows(path, Path(scratch.name), settings)
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BrdError(f"{path}: not a Parquet file, or damaged ({reason[:200]})") from None
+
+
+def _rows(path: Path, unpacked: Path, settings: Text) -> Iterator[tuple[int, str]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    field = settings.field
+    with pq.ParquetFile(unpacked) as file:
         if field not in file.schema_arrow.names:
             names = ", ".join(file.schema_arrow.names)
             raise BrdError(
@@ -285,11 +353,24 @@ def _parquet(path: Path, field: str) -> Iterator[tuple[int, str]]:
             )
         number = 0
         for batch in file.iter_batches(batch_size=1024, columns=[field]):
-            for text in batch.column(0).to_pylist():
+            column = batch.column(0)
+            try:
+                texts = column.to_pylist()
+            except UnicodeDecodeError:
+                raw = column.cast(pa.large_binary()).to_pylist()
+                texts = [v and _decoded(v, f"{path}: row {n}", settings) for n, v in enumerate(raw, number)]
+            for text in texts:
                 if not isinstance(text, str):
                     raise BrdError(f"{path}: row {number}: column {field!r} is not text")
                 yield number, text
                 number += 1
+
+
+def _decoded(raw: bytes, where: str, settings: Text) -> str:
+    try:
+        return raw.decode("utf-8", settings.encoding_errors)
+    except UnicodeDecodeError:
+        raise BrdError(f"{where}: not UTF-8 text; convert the file, or {_REPLACE_HINT}") from None
 
 
 def _hub(settings: Text, source: str) -> Iterator[Paragraph]:
@@ -303,7 +384,8 @@ def _hub(settings: Text, source: str) -> Iterator[Paragraph]:
             text = record.get(settings.field)
             if not isinstance(text, str):
                 raise BrdError(
-                    f"{source}: record {number} has no text in field {settings.field!r} ({', '.join(record)})"
+                    f"{source}: record {number} has no text in field {settings.field!r} (there are "
+                    f"{', '.join(record)}); text.field names the one with the text"
                 )
             yield from _record(f"{name}#{number}", text, settings.layout)
     except BrdError:
