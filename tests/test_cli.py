@@ -145,6 +145,11 @@ def test_a_model_folder_without_a_tokenizer(brd: Brd, recipe_file: Any, tmp_path
     failed(done, 2, "bare", "tokenizer")
 
 
+def test_a_teacher_that_cannot_be_reached_exits_3(brd: Brd, recipe_file: Any) -> None:
+    done = brd("run", recipe_file(), "--set", "teacher.model=nobody/nothing", env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    failed(done, 3, "nobody/nothing")
+
+
 def test_a_prompt_longer_than_the_teachers_context(
     brd: Brd, recipe_file: Any, tmp_path: Path, tiny_model: Path
 ) -> None:

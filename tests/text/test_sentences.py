@@ -12,10 +12,29 @@ pieces = st.sampled_from(
 texts = st.one_of(st.text(), st.lists(pieces, max_size=60).map("".join))
 
 
-@given(text=texts)
-def test_spans_and_what_lies_between_them_give_the_text_back(text: str) -> None:
+prose = [p.text[s.start : s.end] for p in paragraphs(Text()) for s in split(p.text, "en")]
+realistic = st.lists(
+    st.tuples(st.sampled_from(prose), st.sampled_from([" ", "  ", "\n", "\n\n", "\r\n", "\xa0", ""])), max_size=12
+).map(lambda pairs: "".join(sentence + space for sentence, space in pairs))
+languages = st.sampled_from(["en", "de", "fr", "zh", "hy", "my", "en-GB", "nonsense", ""])
+
+
+@given(text=st.one_of(texts, realistic), language=languages)
+def test_spans_and_what_lies_between_them_give_the_text_back(text: str, language: str) -> None:
+    tiles(text, language)
+
+
+@pytest.mark.parametrize("unit", ["Le café était là. ", "Le café.\n\nIl y a. ", "Été.\n\r\nOui 😀. "])
+def test_a_paragraph_beyond_what_sentencex_takes_at_once(unit: str) -> None:
+    text = unit * 10_000
+    assert tiles(text, "fr") == 10_000 * unit.count(".")
+
+
+def tiles(text: str, language: str) -> int:
+    """Checks that spans and white space give the text back, and counts the spans."""
     rebuilt, position = "", 0
-    for span in split(text, "en"):
+    spans = split(text, language)
+    for span in spans:
         assert position <= span.start < span.end
         between = text[position : span.start]
         assert not between.strip()
@@ -25,12 +44,18 @@ def test_spans_and_what_lies_between_them_give_the_text_back(text: str) -> None:
         position = span.end
     assert not text[position:].strip()
     assert rebuilt + text[position:] == text
+    return len(spans)
 
 
 def test_our_passages_split_into_their_sentences() -> None:
-    found = [p.text[s.start : s.end] for p in paragraphs(Text()) for s in split(p.text, "en")]
-    assert len(found) > 800
-    assert all(s[-1] in ".!?\"'" for s in found)
+    assert len(prose) > 800
+    assert all(s[-1] in ".!?\"'" for s in prose)
+
+
+def test_a_language_borrows_the_rules_of_a_relative_and_an_unknown_code_those_of_english() -> None:
+    text = "Er kam am 3. Mai. Gut."
+    assert len(split(text, "de")) == len(split(text, "bar")) == 2
+    assert split(text, "de-AT") == split(text, "nonsense") == split(text, "en") != split(text, "de")
 
 
 @pytest.mark.parametrize(

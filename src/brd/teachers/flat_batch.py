@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from brd.teachers.packed_linear import PackedLinear
+
 ATTENTION = "brd_shared_prefix"
 # Prefix and slot together are a multiple of this many tokens: a softmax over such a width is a fifth faster.
 ALIGNMENT = 32
@@ -90,6 +92,7 @@ class FlatBatch:
         self._prefix_length = 0
         self._capacity = 0
         self._layers: dict[int, _LayerCache] = {}
+        self._linear = PackedLinear(model)
         self.lengths: list[int] = []
         if prefix:
             # The prefix is read like any row; what its slot then holds is what all rows share.
@@ -128,7 +131,7 @@ class FlatBatch:
             rows=self._rows,
             layers=self._layers,
         )
-        with _attention(self._model, layout):
+        with _attention(self._model, layout), self._linear.in_use():
             output = self._model(
                 input_ids=torch.tensor([tokens], device=device),
                 position_ids=(own + self._prefix_length)[None],

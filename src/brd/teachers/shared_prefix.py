@@ -59,7 +59,7 @@ class SharedPrefix:
     ) -> None:
         if chat_template and not tokenizer.chat_template:
             raise BrdError("teacher.chat_template: this model's tokenizer has no chat template; set it to false")
-        self._model, self._tokenizer, self._batch_size = model, tokenizer, batch_size
+        self.model, self.tokenizer, self._batch_size = model, tokenizer, batch_size
         self._chat, self._weights = chat_template, weights
         self.context_length = _context_length(model, tokenizer)
         self.stats = Stats()
@@ -75,13 +75,13 @@ class SharedPrefix:
     def identity(self) -> dict[str, str]:
         return {
             "model": self._weights,
-            "dtype": hardware.dtype_name(self._model.dtype),
+            "dtype": hardware.dtype_name(self.model.dtype),
             "chat_template": str(self._chat).lower(),
             "decoding": "greedy",
         }
 
     def count_tokens(self, text: str) -> int:
-        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def answer(
         self, prefix: str, suffixes: Sequence[str], *, stop: Sequence[str], max_new_tokens: int
@@ -103,28 +103,28 @@ class SharedPrefix:
                 row.suffix.insert(0, shared[-1])
             shared = shared[:-1]
         rows.sort(key=lambda row: -len(row.suffix))
-        rule = StopRule(self._tokenizer, stop, end_tokens(self._model, self._tokenizer), max_new_tokens)
+        rule = StopRule(self.tokenizer, stop, end_tokens(self.model, self.tokenizer), max_new_tokens)
         run = self._padded if self.fallback else self._flat
         return run(shared, rows, rule, max_new_tokens) if rows else iter(())
 
     def _tokenise(self, prefix: str, suffixes: Sequence[str]) -> tuple[list[int], list[_Row]]:
         tail = ""
         if self._chat:
-            render = partial(self._tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False)
+            render = partial(self.tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False)
             prefix, tail = chat.split(prefix, render)
         # A template writes its special tokens out.
-        shared: list[int] = self._tokenizer(prefix, add_special_tokens=not self._chat)["input_ids"]
+        shared: list[int] = self.tokenizer(prefix, add_special_tokens=not self._chat)["input_ids"]
         texts = [suffix + tail for suffix in suffixes]
-        own = self._tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        own = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         return list(shared), [_Row(index, list(tokens)) for index, tokens in enumerate(own)]
 
     def _flat(
         self, shared: list[int], rows: list[_Row], rule: StopRule, max_new_tokens: int
     ) -> Iterator[tuple[int, Answer]]:
-        training = self._model.training
-        self._model.eval()
+        training = self.model.training
+        self.model.eval()
         try:
-            batch = FlatBatch(self._model, shared, min(self._batch_size, len(rows)))
+            batch = FlatBatch(self.model, shared, min(self._batch_size, len(rows)))
             self.stats.read += len(shared)
             waiting, live = deque(rows), list[_Row]()
             while waiting or live:
@@ -154,18 +154,18 @@ class SharedPrefix:
                         ended.append((row.index, self._answer(shared, row.suffix, len(row.new), *ending)))
                 yield from ended
         finally:
-            self._model.train(training)
+            self.model.train(training)
 
     def _padded(
         self, shared: list[int], rows: list[_Row], rule: StopRule, max_new_tokens: int
     ) -> Iterator[tuple[int, Answer]]:
         suffixes = {row.index: row.suffix for row in rows}
         prompts = [(row.index, shared + row.suffix) for row in rows]
-        training = self._model.training
-        self._model.eval()
+        training = self.model.training
+        self.model.eval()
         try:
             batches = padded_batch.answers(
-                self._model,
+                self.model,
                 prompts,
                 rule,
                 batch_size=self._batch_size,
@@ -179,7 +179,7 @@ class SharedPrefix:
                 for index, new, text, finished in batch:
                     yield index, self._answer(shared, suffixes[index], new, text, finished)
         finally:
-            self._model.train(training)
+            self.model.train(training)
 
     def _answer(self, shared: list[int], suffix: list[int], new: int, text: str, finished: bool) -> Answer:
         self.stats.useful += new
@@ -245,7 +245,7 @@ def _check_folder(folder: Path) -> None:
         for what, there in {
             "config.json": (folder / "config.json").is_file(),
             "*.safetensors (the weights)": any(folder.glob("*.safetensors")),
-            f"a tokenizer ({', '.join(_TOKENIZER_FILES[:2])}, ...)": any(
+            f"tokenizer ({', '.join(_TOKENIZER_FILES[:2])}, ...)": any(
                 (folder / f).is_file() for f in _TOKENIZER_FILES
             ),
         }.items()

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import sentencex
 
-# sentencex stops the program at some line separators that are not ASCII, and cannot take half a surrogate pair.
-# Each is replaced by one character, so that spans stay what they are.
+# sentencex cannot take half a surrogate pair, and releases of it have panicked at separators such as \n\r\n (its pull
+# request 65). Each is replaced by one character, so that spans stay what they are.
 _ODD_SPACE = re.compile(r"[^\S \n\t]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -22,10 +22,14 @@ class Span:
 def split(text: str, language: str) -> list[Span]:
     """The sentences of ``text``, in order; what lies between them is white space only.
 
-    So the spans and what lies between them give the text back, character by character. Never raises. A language
-    that sentencex does not know is split by the rules that it falls back to.
+    So the spans and what lies between them give the text back, character by character. Never raises for any str:
+    half a surrogate pair is a character like any other. ``language`` is a code such as ``en``; sentencex has rules
+    for some 30 languages and borrows a relative's for others. A code that it does not know (``en-GB`` is one) is
+    split by the English rules, without a word.
     """
-    text = _SURROGATE.sub("\ufffd", _ODD_SPACE.sub(" ", text))
+    text = _ODD_SPACE.sub(" ", text)
+    if not text.isascii():
+        text = _SURROGATE.sub("\ufffd", text)
     spans: list[Span] = []
     for boundary in sentencex.get_sentence_boundaries(language, text):
         piece = boundary["text"]

@@ -358,7 +358,10 @@ def _rows(path: Path, unpacked: Path, settings: Text) -> Iterator[tuple[int, str
                 texts = column.to_pylist()
             except UnicodeDecodeError:
                 raw = column.cast(pa.large_binary()).to_pylist()
-                texts = [v and _decoded(v, f"{path}: row {n}", settings) for n, v in enumerate(raw, number)]
+                texts = [
+                    None if value is None else _decoded(value, f"{path}: row {row}", settings)
+                    for row, value in enumerate(raw, number)
+                ]
             for text in texts:
                 if not isinstance(text, str):
                     raise BrdError(f"{path}: row {number}: column {field!r} is not text")
