@@ -20,6 +20,7 @@ SMALL = [
     "reading.sentences=6",
     "reading.held_out_sentences=3",
     "teacher.max_new_tokens=24",
+    "teacher.batch_size=2",
     "composing.row_tokens=64",
     "training.rows_per_step=1",
     "training.micro_rows=1",

@@ -70,6 +70,7 @@ def test_relative_paths_are_taken_from_the_recipe_and_overrides_from_here(
     loaded = recipe.load(path)
     assert loaded.text.source == [str(tmp_path / "there" / "corpus" / "*.txt")]
     assert loaded.student.model == str(tmp_path / "there" / "student")
+    assert recipe.load(path, ["text.source=~/a.txt"]).text.source == [str(Path.home() / "a.txt")]
     assert recipe.load(path, ["text.source=a.txt"]).text.source == [str(tmp_path / "a.txt")]
     assert recipe.load(path, ["student.model=someone/model"]).student.model == "someone/model"
 

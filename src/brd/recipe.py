@@ -233,14 +233,15 @@ def _absolute(recipe: Recipe, folder: Path, overridden: set[str]) -> Recipe:
 
     def anchor(key: str, value: str) -> str:
         base = Path.cwd() if key in overridden else folder
-        return value if Path(value).is_absolute() else str((base / value).resolve())
+        path = Path(value).expanduser()
+        return str(path) if path.is_absolute() else str((base / path).resolve())
 
     def model(key: str, value: str) -> str:
         base = Path.cwd() if key in overridden else folder
         looks_local = value.startswith((".", "~")) or value.endswith(".gguf") or (base / value).exists()
         if value.startswith(("embedded:", "hub:")) or not looks_local:
             return value
-        return anchor(key, str(Path(value).expanduser()))
+        return anchor(key, value)
 
     sources = [recipe.text.source] if isinstance(recipe.text.source, str) else recipe.text.source
     sources = [s if s == "passages" or s.startswith("hub:") else anchor("text.source", s) for s in sources]
