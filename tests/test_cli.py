@@ -74,9 +74,9 @@ def test_the_whole_road(brd: Brd, recipe_file: Any, tmp_path: Path) -> None:
 
     arms = ("base", "further", "brd")
     tested = {*(f"evaluate.{arm}" for arm in arms), "report"}
-    assert reran() == set()
+    # Sizes of batches and shards cannot change a result.
+    assert reran("evaluation.batch_tokens=512", "reading.shard_rows=9") == set()
     assert reran("evaluation.limit=3") == tested
-    assert reran("evaluation.limit=3", "evaluation.batch_tokens=512") == set()
     assert reran("evaluation.limit=3", "training.learning_rate=2e-4") == {
         *("train.further", "train.brd", "evaluate.further", "evaluate.brd", "report"),
     }

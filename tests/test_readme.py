@@ -24,6 +24,7 @@ SMALL = [
     "composing.row_tokens=64",
     "training.rows_per_step=1",
     "training.micro_rows=1",
+    "arms=[base, brd]",
     "evaluation.tasks=[cb]",
     "evaluation.limit=2",
     "evaluation.reading_sentences=2",
