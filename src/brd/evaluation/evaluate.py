@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from brd import hardware
 from brd.evaluation.scoring import ItemScores, score
 from brd.evaluation.statistics import macro_average, summarize
 from brd.evaluation.tasks import items, load_task
@@ -83,10 +82,6 @@ def write_items(scores: dict[str, list[ItemScores]], path: Path) -> None:
         ]
     )
     write_table(pa.Table.from_pylist(rows, schema=schema), path)
-
-
-def evaluation_dtype(recipe: Recipe) -> Any:
-    return hardware.choose_dtype(recipe.evaluation.dtype)
 
 
 def rounded(value: Any) -> Any:
