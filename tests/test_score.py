@@ -108,6 +108,17 @@ def test_another_metric_is_read_off_and_another_limit_is_scored(
     assert [row["item"] for row in pq.read_table(path).to_pylist()] == [f"birds/{n}" for n in range(2, 6)]
 
 
+def test_halves_are_disjoint(brd_here: Brd, tiny_model: Path, birds: Path, tmp_path: Path) -> None:
+    found = {}
+    for half in ("a", "b"):
+        asked = ("score", tiny_model, "--tasks", birds, "--dtype", "float32", "--half", half, "--out", half)
+        ok(brd_here(*asked))
+        assert json.loads((tmp_path / half / "scores.json").read_text())["tasks"]["birds"]["half"] == half
+        found[half] = [row["item"] for row in pq.read_table(tmp_path / half / "birds.question.parquet").to_pylist()]
+    assert sorted(found["a"] + found["b"]) == [f"birds/{n}" for n in range(6)]
+    failed(brd_here("score", "--compare", "a", "b"), "different items")
+
+
 def test_a_killed_run_ends_with_the_same_bytes(brd_here: Brd, tiny_model: Path, birds: Path, tmp_path: Path) -> None:
     rows = [json.dumps({"text": f"{text} {n}", "label": label}) for n in range(700) for text, label in TEXTS]
     (tmp_path / "birds.jsonl").write_text("\n".join(rows), encoding="utf-8")
@@ -189,6 +200,7 @@ def test_wrong_input_is_one_line(brd_here: Brd, tiny_model: Path, birds: Path, t
     failed(brd_here("score", tiny_model), "--tasks")
     failed(brd_here("score", tiny_model, "--tasks", birds, "--metric", "tokens_mean"), "token_mean")
     failed(brd_here("score", tiny_model, "--tasks", birds, "--dtype", "float8"), "float32")
+    failed(brd_here("score", tiny_model, "--tasks", birds, "--half", "c"), "--half c", "a or b")
     failed(brd_here("score", tiny_model, "--tasks", birds, "--templates", "shrt"), "short")
     failed(brd_here("score", tiny_model, "--tasks", f"{birds},{birds}"), "named twice")
     failed(brd_here("score", tmp_path, "--tasks", birds), "config.json")

@@ -187,7 +187,14 @@ def score(
     metric: Annotated[
         str | None, typer.Option("--metric", help="token_mean, sum, character_mean, byte_mean or pmi.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="The first so many items of each task.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="The first so many items of each task; of a half, a sample of so many."),
+    ] = None,
+    half: Annotated[
+        str | None,
+        typer.Option("--half", help="a or b: the items of that half by hash. Choose on a, report on b."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where scores go; scores/<model> unless given.")] = None,
     dtype: Annotated[
         str, typer.Option("--dtype", help="float32, bfloat16, float16; auto is what is fast here.")
@@ -222,10 +229,15 @@ def score(
         return
     if model is None or not tasks:
         raise BrdError("brd score needs a MODEL and --tasks (for example --tasks sst2,rte), or --compare A B")
+    from typing import cast
+
+    from brd.evaluation.items import Half
     from brd.evaluation.score_model import Model, score_model, teacher_scores
     from brd.evaluation.scorecard import requests
 
-    asked = requests(_task_names(tasks), templates, shots, chosen, limit)
+    if half not in (None, "a", "b"):
+        raise BrdError(f"--half {half}: no such half; it should be a or b")
+    asked = requests(_task_names(tasks), templates, shots, chosen, limit, cast(Half | None, half))
     folder = out if out is not None else Path("scores") / model.rstrip("/").rsplit("/", 1)[-1].replace(":", "-")
     with Console() as console:
         loaded = Model(model, _dtype(dtype), batch_tokens, trust_remote_code)

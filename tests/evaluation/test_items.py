@@ -1,5 +1,6 @@
 """Rendering: what records become under a template, few-shot examples, and every way in which they may not fit."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from brd.errors import BrdError
-from brd.evaluation.items import CONTENT_FREE, Item, content_free, items
+from brd.evaluation.items import CONTENT_FREE, Item, content, content_free, half_of, items
 from brd.evaluation.tasks import Task, candidates_problem, context_problem, load_task
 
 Records = list[dict[str, Any]]
@@ -171,6 +172,107 @@ def test_too_few_examples_are_refused(tmp_path: Path) -> None:
     assert "2 examples are asked for, its source of examples holds 1" in message(task)
     assert "5 examples are asked for" in message(build(tmp_path, MOODS, PLAIN), shots=5)
     assert "no records beyond the examples" in message(build(tmp_path, MOODS, PLAIN), shots=4)
+
+
+# --- Halves
+
+
+def ids(task: Task, **how: Any) -> list[str]:
+    return [item.id for item in items(task, **how)]
+
+
+def numbered(count: int) -> Records:
+    return [{"text": f"Line {number}.", "mood": "sad" if number < count / 2 else "glad"} for number in range(count)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["sad", "glad"])), min_size=1, max_size=30), st.randoms())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_halves_partition_the_items_in_any_order(tmp_path: Path, drawn: list[tuple[int, str]], random: Any) -> None:
+    records = [{"text": f"Line {number}.", "mood": mood, "spare": None} for number, mood in drawn]
+
+    def halves(records: Records) -> tuple[list[Item], list[Item]]:
+        task = build(tmp_path, records, PLAIN)
+        whole = list(items(task))
+        found = []
+        for half in ("a", "b"):
+            if any(half_of(task, record) == half for record in records):
+                found.append(list(items(task, half=half)))
+            else:
+                assert f"no records in half {half}" in message(task, half=half)
+                found.append([])
+        a, b = found
+        assert [item for item in whole if item in a] == a
+        assert sorted(a + b, key=whole.index) == whole
+        return a, b
+
+    before = halves(records)
+    random.shuffle(records)
+    # Neither another order nor another order of the fields nor an empty field moves an item.
+    after = halves([{key: record[key] for key in ("mood", "text")} for record in records])
+    for one, other in zip(before, after, strict=True):
+        assert sorted((i.context, i.credits) for i in one) == sorted((i.context, i.credits) for i in other)
+
+
+def test_the_label_does_not_move_an_item(tmp_path: Path) -> None:
+    records = numbered(60)
+    flipped = [{**record, "mood": "glad" if record["mood"] == "sad" else "sad"} for record in records]
+    assert ids(build(tmp_path, records, PLAIN), half="a") == ids(build(tmp_path, flipped, PLAIN), half="a")
+    scored = [{"choices": ["a", f"{number}"], "scores": [1, 0]} for number in range(60)]
+    other = [{**record, "scores": [0, 1]} for record in scored]
+    assert ids(by_credits(tmp_path, scored), half="a") == ids(by_credits(tmp_path, other), half="a")
+    # Made by an expression, credits may be of any field: all count.
+    task = by_credits(tmp_path, scored, "[scores[0], scores[1]]")
+    assert content(task, scored[0]) == '{"choices": ["a", "0"], "scores": [1, 0]}'
+
+
+def test_the_split_is_the_same_on_every_machine_and_for_every_template(tmp_path: Path) -> None:
+    short = {"prompt": "{{ text }} So", "candidates": [" bad", " good"]}
+    task = build(tmp_path, numbered(20), PLAIN, templates={"plain": PLAIN, "short": short})
+    assert content(task, {"text": "Ø", "mood": "sad", "n": 1, "gone": None}) == '{"n": 1, "text": "\\u00d8"}'
+    expected = [n for n in range(20) if hashlib.sha256(f'mood\0{{"text": "Line {n}."}}'.encode()).digest()[0] < 128]
+    assert ids(task, half="a") == [f"mood/{n}" for n in expected]
+    assert ids(task, template="short", half="a") == ids(task, half="a")
+
+
+def test_halves_are_about_halves_and_the_sample_of_one_is_spread_out(tmp_path: Path) -> None:
+    task = build(tmp_path, numbered(2000), PLAIN)
+    for half in ("a", "b"):
+        whole = ids(task, half=half)
+        assert 900 < len(whole) < 1100
+        few, more = (ids(task, half=half, limit=limit) for limit in (100, 200))
+        assert (len(few), len(more)) == (100, 200)
+        # In the order of the source, of the half only; a larger sample holds the smaller one.
+        assert [item for item in whole if item in set(more)] == more
+        assert set(few) < set(more)
+        # Sorted by label, as these records are, the first hundred would all be sad.
+        glad = sum(item.credits == (0.0, 1.0) for item in items(task, half=half, limit=100))
+        assert 30 < glad < 70
+        assert ids(task, half=half, limit=5000) == whole
+    assert ids(task, limit=3) == ["mood/0", "mood/1", "mood/2"]
+
+
+def test_examples_are_not_split_and_not_scored(tmp_path: Path) -> None:
+    task = build(tmp_path, numbered(40), PLAIN)
+    front = "Text: Line 0.\nMood: bad\n\nText: Line 1.\nMood: bad\n\n"
+    found = [list(items(task, shots=2, half=half)) for half in ("a", "b")]
+    assert all(item.context.startswith(front) for half in found for item in half)
+    assert {item.id for half in found for item in half} == {f"mood/{n}" for n in range(2, 40)}
+    assert len(ids(task, shots=2, half="b", limit=5)) == 5
+
+
+def test_the_half_of_an_example_of_bigbench_does_not_hang_on_its_place(tmp_path: Path) -> None:
+    examples = [{"input": f"{n} + 1?", "target_scores": {f"{n + 1}": 1, f"{n}": 0, "0.5": 0}} for n in range(30)]
+
+    def half(examples: Records) -> set[str]:
+        (tmp_path / "sums.json").write_text(json.dumps({"examples": examples}), encoding="utf-8")
+        return {item.context.split("?")[0] for item in items(load_task(tmp_path / "sums.json"), half="a")}
+
+    assert half(examples) == half(examples[::-1])
+
+
+def test_an_unknown_half_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BrdError, match=r"task mood: unknown half 'c'; .*a"):
+        items(build(tmp_path, MOODS, PLAIN), half="c")  # type: ignore[arg-type]
 
 
 # --- Content-free inputs

@@ -342,3 +342,23 @@ def test_a_file_that_is_no_mapping_is_named(folder: Path) -> None:
 def test_a_template_cannot_reach_into_the_interpreter(folder: Path) -> None:
     path = write(folder, TASK.replace("{{ text }} So", "{{ text.__class__.__mro__ }}"), RECORDS)
     assert "unsafe" in message(path, "given")
+
+
+def test_a_shipped_task_on_another_copy_of_its_data(tmp_path: Path) -> None:
+    data = tmp_path / "dev.jsonl"
+    rows = [
+        {"premise": "It rained.", "hypothesis": "It was wet.", "label": label} for label in ("entailment", "neutral")
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = list(items(load_task(f"xnli={data}"), "statement"))
+    assert [item.id for item in found] == ["xnli/0", "xnli/1"]
+    assert [item.credits.index(1.0) for item in found] == [0, 1]
+    for name, message in (
+        (f"xnli={tmp_path}/nowhere.jsonl", "no such file of data"),
+        (f"xnli={tmp_path}", "no such file"),
+    ):
+        with pytest.raises(BrdError, match=message):
+            load_task(name)
+    (tmp_path / "dev.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(BrdError, match=r"should end in \.jsonl"):
+        load_task(f"xnli={tmp_path}/dev.txt")

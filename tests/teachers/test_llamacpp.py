@@ -73,7 +73,7 @@ def test_a_closed_answer_leaves_the_teacher_usable(teacher: LlamaCpp) -> None:
 def test_identity_and_chat_template() -> None:
     teacher = LlamaCpp(smollm2_gguf(), slots=1, chat_template=True, threads=1)
     try:
-        assert teacher.identity()["chat_template"] == "true"
+        assert teacher.identity()["chat_template"] == "turns"
         assert teacher.identity()["model"].startswith("sha256:")
         answer = dict(teacher.answer("Say yes or no. ", ["Is water wet?"], stop=("\n",), max_new_tokens=4))[0]
         # The template adds its own words around the message.

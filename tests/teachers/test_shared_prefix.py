@@ -1,6 +1,7 @@
 """The shared-prefix teacher gives the answers of ``generate``, one prompt at a time, whatever the batch."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from transformers import (
 from brd.embedded import smollm2_folder
 from brd.errors import BrdError
 from brd.recipe import Teacher as Settings
-from brd.teachers import shared_prefix
+from brd.teachers import chat, shared_prefix
 from brd.teachers.shared_prefix import SharedPrefix
 from brd.teachers.teacher import Answer
 
@@ -295,12 +296,16 @@ def test_chat_template_is_split_around_the_sentence(smollm2: Any, tokenizer: Any
     teacher = SharedPrefix(smollm2, tokenizer, chat_template=True)
     answers = dict(teacher.answer(PREFIX, SUFFIXES[:3], stop=("\n",), max_new_tokens=8))
     for index, suffix in enumerate(SUFFIXES[:3]):
-        message = [{"role": "user", "content": PREFIX + suffix}]
-        prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-        head, tail = prompt[: prompt.index(suffix)], prompt[prompt.index(suffix) :]
+        given, _, cue = suffix.partition("\n")
+        before, turn = chat.split(
+            PREFIX, partial(tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False)
+        )
+        head, tail = before, turn(suffix)
+        assert tail.startswith(given)
+        assert tail.endswith(cue)
         shared = tokenizer(head, add_special_tokens=False)["input_ids"]
         assert answers[index] == reference(smollm2, tokenizer, shared, tail, ("\n",), 8)[0]
-    assert teacher.identity()["chat_template"] == "true"
+    assert teacher.identity()["chat_template"] == "turns"
 
 
 def test_chat_template_that_is_not_there(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

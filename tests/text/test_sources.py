@@ -343,3 +343,16 @@ def test_the_fingerprint_of_a_hub_dataset_follows_what_names_it() -> None:
 def test_the_fingerprint_of_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BrdError, match=r"gone.txt: no such file"):
         fingerprint(Text(source=str(tmp_path / "gone.txt")))
+
+
+def test_a_shuffled_corpus_has_the_same_paragraphs_in_an_order_of_their_own(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        lines = "\n\n".join(f"First of {name}{n}.\nSecond of {name}{n}." for n in range(20))
+        (tmp_path / f"{name}.txt").write_text(lines, encoding="utf-8")
+    plain = read([tmp_path / "a.txt", tmp_path / "b.txt"])
+    shuffled = read([tmp_path / "a.txt", tmp_path / "b.txt"], order="shuffled")
+    assert shuffled != plain
+    assert sorted(shuffled) == sorted(plain)
+    # The order does not hang on that of the sources, and the beginning has something of both.
+    assert read([tmp_path / "b.txt", tmp_path / "a.txt"], order="shuffled") == shuffled
+    assert {document[0] for document, *_ in shuffled[:20]} == {"a", "b"}

@@ -1,4 +1,6 @@
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from brd import recipe
 from brd.composing.packing import pack
 from brd.errors import BrdError
+from brd.training import trainer
 from brd.training.student import keep_layers, load_model, load_student, load_tokenizer, student_tokenizer
 from brd.training.trainer import row_order, train
 
@@ -28,8 +31,10 @@ def tokens(tmp_path: Path) -> Path:
     return tmp_path / "tokens"
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(load_model(str(folder), torch.float32).state_dict())
+def assert_same_weights(folder: Path, expected: Path) -> None:
+    ours, theirs = (load_model(str(path), torch.float32).state_dict() for path in (folder, expected))
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
 
 
 def test_every_row_comes_once_a_pass_in_an_order_of_the_seed() -> None:
@@ -53,9 +58,6 @@ def test_training_is_reproducible_and_lowers_the_loss(small: Any, tokens: Path, 
 
 
 def test_an_interrupted_training_goes_on_to_the_same_weights(small: Any, tokens: Path, tmp_path: Path) -> None:
-    import os
-    import signal
-
     loaded = small("training.learning_rate=1e-2", "training.save_steps=100")
     tokenizer = student_tokenizer(loaded)
     whole = train(loaded, tokens, 8, tokenizer, tmp_path / "whole")
@@ -71,8 +73,129 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(small: Any, tokens:
     again = train(loaded, tokens, 8, tokenizer, tmp_path / "broken", lambda step, loss: steps.append(step))
     assert 3 <= steps[0] - 1 <= 4
     assert again["losses"] == whole["losses"]
-    for name, tensor in weights(tmp_path / "whole").items():
-        assert torch.equal(tensor, weights(tmp_path / "broken")[name]), name
+    assert_same_weights(tmp_path / "broken", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2e-3)])
+def test_the_chunked_loss_trains_as_the_models_own(
+    small: Any, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, tolerance: float
+) -> None:
+    loaded = small(
+        "training.learning_rate=1e-2", f"training.dtype={dtype}", "training.rows_per_step=4", "training.micro_rows=2"
+    )
+    tokenizer = student_tokenizer(loaded)
+    losses: dict[str, list[float]] = {"chunked": [], "model": []}
+    for name in losses:
+        monkeypatch.setattr(trainer, "can_be_chunked", lambda *_, chunked=name == "chunked": chunked)
+        log = losses[name]
+        result = train(loaded, tokens, 5, tokenizer, tmp_path / name, lambda _, loss, log=log: log.append(loss))
+        assert result["loss"] == name
+    assert losses["chunked"] == pytest.approx(losses["model"], rel=tolerance)
+    assert losses["model"][-1] < losses["model"][0] - 0.1
+
+
+def test_a_student_whose_logits_are_capped_trains_by_its_own_loss(
+    small: Any, tokens: Path, tmp_path: Path, tokenizer: Any
+) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path / "capped")
+    tokenizer.save_pretrained(tmp_path / "capped")
+    loaded = small(f"student.model={tmp_path / 'capped'}")
+    assert train(loaded, tokens, 1, tokenizer, tmp_path / "out")["loss"] == "model"
+    assert train(small(), tokens, 1, tokenizer, tmp_path / "plain")["loss"] == "chunked"
+
+
+def test_training_starts_from_another_folder(small: Any, tokens: Path, tmp_path: Path) -> None:
+    loaded = small("training.learning_rate=1e-2", "student.layers=[0, 3]")
+    tokenizer = student_tokenizer(loaded)
+    train(loaded, tokens, 3, tokenizer, tmp_path / "first")
+    train(loaded, tokens, 4, tokenizer, tmp_path / "second", start=tmp_path / "first")
+    named = small("training.learning_rate=1e-2", f"student.model={tmp_path / 'first'}")
+    train(named, tokens, 4, tokenizer, tmp_path / "named")
+    assert_same_weights(tmp_path / "second", tmp_path / "named")
+
+
+class Watcher:
+    """Ends training at a step; keeps what it was shown."""
+
+    def __init__(self, end: int = 0) -> None:
+        self.end = end
+        self.steps: list[int] = []
+
+    def __call__(self, model: Any, step: int) -> bool:
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        self.steps.append(step)
+        return step == self.end
+
+
+CONSTANT = ["training.learning_rate=1e-2", "training.schedule=constant", "training.warmup=0"]
+
+
+def test_watching_changes_nothing_until_it_ends_training(small: Any, tokens: Path, tmp_path: Path) -> None:
+    loaded = small(*CONSTANT)
+    tokenizer = student_tokenizer(loaded)
+    whole = train(loaded, tokens, 6, tokenizer, tmp_path / "whole")
+    watch = Watcher(end=6)
+    ended = train(loaded, tokens, 20, tokenizer, tmp_path / "ended", watch=watch, watch_steps=3)
+    assert watch.steps == [3, 6]
+    assert ended == whole
+    assert (ended["steps"], ended["trained_tokens"]) == (6, 6 * 2 * 64)
+    assert not (tmp_path / "ended.checkpoints").exists()
+    assert_same_weights(tmp_path / "ended", tmp_path / "whole")
+
+
+def test_a_watched_training_from_another_folder_goes_on_after_an_interruption(
+    small: Any, tokens: Path, tmp_path: Path, tiny_model: Path
+) -> None:
+    loaded = small(*CONSTANT, "training.save_steps=100", "student.model=nowhere")
+    tokenizer = load_tokenizer(str(tiny_model))
+    options: dict[str, Any] = {"start": tiny_model, "watch_steps": 2}
+    whole = train(loaded, tokens, 20, tokenizer, tmp_path / "whole", watch=Watcher(end=6), **options)
+    broken, watch = tmp_path / "broken", Watcher(end=6)
+
+    def interrupt(step: int, loss: float) -> None:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(loaded, tokens, 20, tokenizer, broken, interrupt, watch=watch, **options)
+    assert train(loaded, tokens, 20, tokenizer, broken, watch=watch, **options) == whole
+    assert watch.steps == [2, 4, 6]
+    assert_same_weights(broken, tmp_path / "whole")
+
+
+def test_a_training_killed_after_the_watch_ended_it_is_not_taken_further(
+    small: Any, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = small(*CONSTANT, "training.save_steps=100")
+    tokenizer = student_tokenizer(loaded)
+    whole = train(loaded, tokens, 3, tokenizer, tmp_path / "whole")
+
+    def killed(*_: Any) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "save", killed)
+        with pytest.raises(SystemExit):
+            train(loaded, tokens, 20, tokenizer, tmp_path / "killed", watch=Watcher(end=3), watch_steps=3)
+    watch, steps = Watcher(), list[int]()
+    again = train(
+        loaded, tokens, 20, tokenizer, tmp_path / "killed", lambda n, _: steps.append(n), watch=watch, watch_steps=3
+    )
+    assert again == whole
+    assert (watch.steps, steps) == ([], [])
+    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
 
 
 def test_a_loss_that_is_no_number_stops_with_advice(small: Any, tokens: Path, tmp_path: Path, tiny_model: Path) -> None:

@@ -1,15 +1,19 @@
 """The composing step: one token file for each trained arm, all with the same number of trained tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from brd.composing.documents import check_separator, lessons
+from brd.composing.documents import check_separator, lessons, taught
 from brd.composing.packing import encode, pack
-from brd.experiment import ARMS
-from brd.reading.reader import Readings, is_held_out
+from brd.errors import BrdError
+from brd.experiment import Data
+from brd.reading.reader import Readings, part_of
 from brd.recipe import Recipe
 from brd.text.sources import paragraphs
+
+# Rows of held-out text that the loss is watched on while the student is healed.
+WATCHED_ROWS = 32
 
 
 def steps_for(rows: int, recipe: Recipe) -> int:
@@ -52,26 +56,68 @@ def compose_original(recipe: Recipe, readings: Readings, tokenizer: Any, folder:
     def texts() -> Iterator[str]:
         nonlocal fresh
         for paragraph in paragraphs(recipe.text):
-            held_out = is_held_out(paragraph.document, recipe.text.held_out)
-            if not held_out and (paragraph.document, paragraph.index) not in read:
+            train = part_of(paragraph.document, recipe.text) == "train"
+            if train and (paragraph.document, paragraph.index) not in read:
                 fresh += 1
                 yield paragraph.text
-        for chosen in readings.paragraphs:
-            if not chosen.held_out:
-                yield chosen.text
+        yield from _read_texts(recipe, readings)
 
-    meta = pack(
-        encode(texts(), tokenizer),
+    meta = _pack_text(recipe, texts(), tokenizer, folder, rows)
+    return {**meta, "fresh_paragraphs": fresh}
+
+
+def compose_same(recipe: Recipe, readings: Readings, tokenizer: Any, folder: Path, rows: int) -> dict[str, Any]:
+    """The token file of the control that sees the paragraphs that were read as often as it takes, without readings."""
+    return _pack_text(recipe, _read_texts(recipe, readings), tokenizer, folder, rows)
+
+
+def _read_texts(recipe: Recipe, readings: Readings) -> Iterator[str]:
+    return (paragraph.text for paragraph in taught(recipe, readings))
+
+
+def _pack_text(recipe: Recipe, texts: Iterable[str], tokenizer: Any, folder: Path, rows: int) -> dict[str, Any]:
+    return pack(
+        encode(texts, tokenizer),
         folder,
         row_tokens=recipe.composing.row_tokens,
         vocabulary=len(tokenizer),
         rows=rows,
     )
-    return {**meta, "fresh_paragraphs": fresh}
 
 
-def compose(recipe: Recipe, arm: str, readings: Readings, tokenizer: Any, folder: Path, rows: int) -> dict[str, Any]:
-    """Compose one arm's token file (``rows``: what FURTHER must fill)."""
-    if ARMS[arm].data == "original":
+def compose_healing(recipe: Recipe, tokenizer: Any, folder: Path) -> dict[str, Any]:
+    """Token files for healing: ``heating`` (the constant rate) and ``cooling`` of the corpus' healing part, ``watched``
+    of its held-out part.
+
+    Raises BrdError when that part has too little text to fill both without a repetition.
+    """
+    assert recipe.healing is not None
+    settings, row = recipe.healing, recipe.composing.row_tokens
+    texts = (p.text for p in paragraphs(recipe.text) if part_of(p.document, recipe.text) == "healing")
+    stream = encode(texts, tokenizer)
+    found: dict[str, Any] = {}
+    for name, tokens in (("heating", settings.most_tokens), ("cooling", settings.cooling_tokens)):
+        rows = max(1, tokens // row)
+        try:
+            meta = pack(stream, folder / name, row_tokens=row, vocabulary=len(tokenizer), rows=rows)
+        except BrdError:
+            meta = {"unique_tokens": 0, "tokens": 1}
+        if meta["unique_tokens"] < meta["tokens"]:
+            raise BrdError(
+                f"text.healing: the healing part of the corpus ({recipe.text.healing:g} of its documents) has less "
+                f"text than healing.most_tokens and healing.cooling_tokens ask for ({settings.most_tokens} + "
+                f"{settings.cooling_tokens} tokens); raise the share or lower the tokens"
+            )
+        found[name] = meta["tokens"]
+    held_out = (p.text for p in paragraphs(recipe.text) if part_of(p.document, recipe.text) == "held_out")
+    found["watched"] = _pack_text(recipe, held_out, tokenizer, folder / "watched", WATCHED_ROWS)["tokens"]
+    return found
+
+
+def compose(recipe: Recipe, data: Data, readings: Readings, tokenizer: Any, folder: Path, rows: int) -> dict[str, Any]:
+    """Compose one arm's token file (``rows``: what an arm without readings must fill)."""
+    if data == "original":
         return compose_original(recipe, readings, tokenizer, folder, rows)
+    if data == "same":
+        return compose_same(recipe, readings, tokenizer, folder, rows)
     return compose_lessons(recipe, readings, tokenizer, folder)

@@ -1,8 +1,10 @@
 """Lessons: original paragraphs (D_ORI) and paragraphs with their readings (D_NER, D_QRA), as plain text."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 
 from brd.errors import BrdError
 from brd.reading.reader import Readings, ReadParagraph
@@ -18,28 +20,33 @@ class Lesson:
     answers: tuple[tuple[int, int], ...] = ()
 
 
-def lessons_of(paragraph: ReadParagraph, part: str, readings: Readings, settings: Composing) -> Iterator[Lesson]:
+AnswerOf = Callable[[str, ReadParagraph, int], str | None]
+"""(behavior, paragraph, number of the sentence) -> what follows the cue."""
+
+
+def lessons_of(
+    paragraph: ReadParagraph, part: str, readings: Readings, settings: Composing, answer: AnswerOf | None = None
+) -> Iterator[Lesson]:
     """The lessons of one paragraph: one at paragraph level, one a sentence at sentence level.
 
     Paper: ``s1 <sep> NER(s1) <sep> s2 <sep> NER(s2) ...``. A sentence without a usable reading stays, without one.
-    D_ORI is the paragraph itself at both levels.
+    D_ORI is the paragraph itself at both levels. ``answer`` gives other readings than the sentence's own.
     """
     if part == "original":
         yield Lesson(part, paragraph.text)
         return
-    lines = [
-        (paragraph.sentence(n), answer_of(readings, part, paragraph, n, settings)) for n in range(len(paragraph.spans))
-    ]
+    answer = answer or partial(_own_answer, readings, settings)
+    lines = [(paragraph.sentence(n), answer(part, paragraph, n)) for n in range(len(paragraph.spans))]
     groups = [lines] if settings.level == "paragraph" else [[line] for line in lines]
     cue = readings.behaviors[part].cue
     for group in groups:
         text, spans = "", []
-        for sentence, answer in group:
+        for sentence, said in group:
             text += (settings.separator if text else "") + sentence
-            if answer is not None:
+            if said is not None:
                 text += settings.separator + cue
-                spans.append((len(text), len(text) + len(answer)))
-                text += answer
+                spans.append((len(text), len(text) + len(said)))
+                text += said
         if text:
             yield Lesson(part, text, tuple(spans))
 
@@ -53,7 +60,11 @@ def answer_of(
     """
     if number not in paragraph.readable:
         return None
-    reading = readings.get(behavior, paragraph.sentence(number))
+    return _rendered(readings, behavior, paragraph.sentence(number), settings)
+
+
+def _rendered(readings: Readings, behavior: str, sentence: str, settings: Composing) -> str | None:
+    reading = readings.get(behavior, sentence)
     if reading is None:
         return None
     content = reading.parsed()
@@ -62,6 +73,43 @@ def answer_of(
     if settings.verified_only or not reading.raw.strip():
         return None
     return " " + reading.raw.strip()
+
+
+def _own_answer(
+    readings: Readings, settings: Composing, behavior: str, paragraph: ReadParagraph, number: int
+) -> str | None:
+    return answer_of(readings, behavior, paragraph, number, settings)
+
+
+def shuffled_answers(recipe: Recipe, readings: Readings) -> AnswerOf:
+    """Every sentence that has a usable reading gets that of another sentence, each reading once (control arm).
+
+    What is then taught has the same readings, of the same lengths, in the same number of places.
+    """
+    settings = recipe.composing
+    given: dict[tuple[str, str], str] = {}
+    for name in readings.behaviors:
+        sentences = list(dict.fromkeys(p.sentence(n) for p in taught(recipe, readings) for n in p.readable))
+        own = {s: said for s in sentences if (said := _rendered(readings, name, s, settings)) is not None}
+        order = list(own)
+        random.Random(f"shuffle {name} {recipe.seed}").shuffle(order)
+        # In a shuffled ring each gives to the next: nobody keeps its own.
+        given.update({(name, order[n - 1]): own[sentence] for n, sentence in enumerate(order)})
+
+    def answer(behavior: str, paragraph: ReadParagraph, number: int) -> str | None:
+        return given.get((behavior, paragraph.sentence(number))) if number in paragraph.readable else None
+
+    return answer
+
+
+def taught(recipe: Recipe, readings: Readings, held_out: bool = False) -> list[ReadParagraph]:
+    """The paragraphs of one part that lessons are made of; of the training part only ``composing.sentences``."""
+    paragraphs = [p for p in readings.paragraphs if p.held_out == held_out]
+    limit = recipe.composing.sentences
+    if held_out or limit is None:
+        return paragraphs
+    before = [0, *accumulate(len(p.readable) for p in paragraphs)]
+    return [p for p, count in zip(paragraphs, before, strict=False) if count < limit]
 
 
 def check_separator(recipe: Recipe, readings: Readings) -> None:
@@ -79,7 +127,7 @@ def lessons(recipe: Recipe, readings: Readings, held_out: bool = False) -> Itera
 
     A weight of 2 takes a part twice, 0.5 takes half of its paragraphs. Held-out lessons are taken once, in order.
     """
-    paragraphs = [p for p in readings.paragraphs if p.held_out == held_out]
+    paragraphs = taught(recipe, readings, held_out)
     mix = {part: recipe.composing.weight(part) for part in ("original", *readings.behaviors)}
     if held_out:
         order = [(part, n) for part, weight in mix.items() if weight for n in range(len(paragraphs))]
@@ -90,5 +138,6 @@ def lessons(recipe: Recipe, readings: Readings, held_out: bool = False) -> Itera
             extra = drawn.sample(range(len(paragraphs)), round((weight % 1) * len(paragraphs)))
             order += [(part, n) for n in [*range(len(paragraphs))] * int(weight) + extra]
         drawn.shuffle(order)
+    answer = shuffled_answers(recipe, readings) if recipe.composing.shuffle_readings and not held_out else None
     for part, n in order:
-        yield from lessons_of(paragraphs[n], part, readings, recipe.composing)
+        yield from lessons_of(paragraphs[n], part, readings, recipe.composing, answer)

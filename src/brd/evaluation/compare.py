@@ -23,26 +23,29 @@ def files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def shared(a: Path, b: Path) -> list[str]:
-    """What both folders hold. Raises BrdError when that is nothing, or when the same task's items are different."""
+def shared(a: Path, b: Path, same: bool = True) -> list[str]:
+    """What both folders hold. Raises BrdError when that is nothing, or when the same task's items are different
+    (without ``same``: only when it has no item in common, or one that was asked in another way)."""
     left, right = files(a), files(b)
     names = [name for name in left if name in right]
     if not names:
         raise BrdError(f"{a} and {b} have no task and template in common ({', '.join(left)}; {', '.join(right)})")
     for name in names:
-        _check_same(name, left[name], right[name])
+        check_same(name, left[name], right[name], same)
     return names
 
 
-def _check_same(name: str, a: Path, b: Path) -> None:
+def check_same(name: str, a: Path, b: Path, same: bool = True) -> None:
+    """Raises BrdError unless two files of item scores are of the same items, asked in the same way; without ``same``
+    each may hold items that the other does not."""
     left, right = ({scores.id: prompt for scores, prompt in _asked(path)} for path in (a, b))
     only = [item for item in left if item not in right] + [item for item in right if item not in left]
-    if only:
+    if only and (same or not left.keys() & right.keys()):
         raise BrdError(
             f"{name}: the two were scored on different items: {len(left)} in {a}, {len(right)} in {b}; "
             f"{len(only)} of them in one only, the first is {only[0]}"
         )
-    if differ := [item for item in left if left[item] != right[item]]:
+    if differ := [item for item in left if item in right and left[item] != right[item]]:
         raise BrdError(
             f"{name}: {len(differ)} items of the same name have other prompts or candidates in {a} than in {b}, "
             f"the first is {differ[0]}"
@@ -68,29 +71,44 @@ def compare(a: Path, b: Path, metric: Metric | None = None, only: Collection[str
     for name in names:
         chosen = metric or metric_of(a / f"{name}.parquet")
         pairs.append(tuple(item_table.outcomes(folder / f"{name}.parquet", chosen) for folder in (a, b)))  # type: ignore[arg-type]
+    groups = [item_table.about(a / f"{name}.parquet").get("group") for name in names]
     found = {}
     for name, (left, right) in zip(names, pairs, strict=True):
         found[name] = {"a": float(left.earned.mean()), "b": float(right.earned.mean()), **paired(left, right).as_dict()}
     for row, adjusted in zip(found.values(), holm([row["p"] for row in found.values()]), strict=True):
         row["p_holm"] = adjusted
-    return {"tasks": found, "macro": macro_effect(_by_task(names, pairs)).as_dict()}
+    return {"tasks": found, "macro": macro_effect(_by_column(names, pairs, groups)).as_dict()}
 
 
-def _by_task(names: Sequence[str], pairs: Sequence[tuple[Outcomes, Outcomes]]) -> list[Floats]:
-    """Each task's item differences, averaged over templates: these ask the same items again, which is no new item."""
+def _by_column(
+    names: Sequence[str], pairs: Sequence[tuple[Outcomes, Outcomes]], groups: Sequence[str | None]
+) -> list[Floats]:
+    """The item differences of each column of a macro-average. A task's templates are averaged: these ask the same items
+    again, which is no new item. The tasks of a group are one column in which each counts the same."""
     by_task: dict[str, list[Floats]] = {}
-    for name, (a, b) in zip(names, pairs, strict=True):
-        by_task.setdefault(name.rsplit(".", 1)[0], []).append(item_differences(a, b))
-    return [np.mean(found, axis=0) for found in by_task.values()]
+    columns: dict[str, dict[str, None]] = {}
+    for name, (a, b), group in zip(names, pairs, groups, strict=True):
+        task = name.rsplit(".", 1)[0]
+        by_task.setdefault(task, []).append(item_differences(a, b))
+        columns.setdefault(group or task, {})[task] = None
+    means = {task: np.mean(found, axis=0) for task, found in by_task.items()}
+    found = []
+    for tasks in columns.values():
+        total = sum(len(means[task]) for task in tasks)
+        found.append(np.concatenate([means[task] * (total / (len(tasks) * len(means[task]))) for task in tasks]))
+    return found
 
 
 def divergences(teacher: Path, student: Path, metric: Metric | None = None) -> dict[str, Any]:
     """Cross-entropy and KL divergence of the student's candidate distributions from the teacher's, task by task
-    (paper: probability analysis); raw, and after the best temperature or (labels shared) the best prior."""
+    (paper: probability analysis); raw, and after the best temperature or (labels shared) the best prior. Taken over
+    the items that both were scored on: a teacher is often asked for fewer."""
     found: dict[str, Any] = {}
-    for name in shared(teacher, student):
+    for name in shared(teacher, student, same=False):
         chosen = metric or metric_of(teacher / f"{name}.parquet")
-        left, right = (item_table.outcomes(folder / f"{name}.parquet", chosen) for folder in (teacher, student))
+        pair = [item_table.outcomes(folder / f"{name}.parquet", chosen) for folder in (teacher, student)]
+        both = set(pair[0].ids) & set(pair[1].ids)
+        left, right = (side.take(np.array([item in both for item in side.ids])) for side in pair)
         found[name] = {"raw": divergence(left, right).as_dict()}
         found[name]["temperature"] = divergence(left, right, "temperature").as_dict()
         if left.labels is not None:

@@ -1,17 +1,26 @@
 """A task's records rendered into items to score: prompt, candidates, what each earns; with few-shot examples."""
 
+import hashlib
+import heapq
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, Literal, get_args
 
-from brd.errors import BrdError
+from brd.errors import BrdError, nearest
 from brd.evaluation.records import Record, records
 from brd.evaluation.tasks import ENVIRONMENT, Task, candidates_problem, context_problem, label_text
 
 # What stands in the place of an item when a model is asked for its preference alone (Zhao et al. 2021).
 CONTENT_FREE = ("N/A", "[MASK]", "")
+
+Half = Literal["a", "b"]
+"""A task's items in two by hash: ``a`` for all looking and choosing, ``b`` to be scored once at the end."""
+
+Numbered = Iterator[tuple[int, Record]]
+"""Records with their numbers in the source, from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,37 +38,89 @@ class Item:
 
 
 def items(
-    task: Task, template: str | None = None, limit: int | None = None, shots: int | None = None, pmi: bool = False
+    task: Task,
+    template: str | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+    pmi: bool = False,
+    half: Half | None = None,
 ) -> Iterator[Item]:
     """The task's items in the order of its source; ``limit`` takes the first so many, always the same ones.
 
-    ``shots`` examples (the task's own number unless said) stand before each prompt; where they are taken from the
-    task's own source, these records are not scored. Records are streamed and rendered one at a time. Raises BrdError,
-    at once for an unknown template, a limit below 1 or shots below 0, and while iterating for data that are missing,
-    broken or do not fit the template or the labels.
+    ``half`` keeps the items of that half only (``half_of``), under the names that they have in the whole task;
+    ``limit`` then takes those of the lowest ``rank``, as a source may be sorted by label. ``shots`` examples (the
+    task's own number unless said) stand before each prompt; where they are taken from the task's own source, these
+    records are not scored. Records are streamed and rendered one at a time. Raises BrdError, at once for an unknown
+    template or half, a limit below 1 or shots below 0, and while iterating for data that are missing, broken or do
+    not fit the template or the labels.
     """
     name = task.template(template)
     if limit is not None and limit < 1:
         raise BrdError(f"task {task.name}: limit should be at least 1 (got {limit})")
     shots = task.few_shot.count if shots is None else shots
+    if half is not None and half not in get_args(Half):
+        raise BrdError(f"task {task.name}: unknown half {half!r}; {nearest(half, get_args(Half))}")
     if shots < 0:
         raise BrdError(f"task {task.name}: the number of examples should be at least 0 (got {shots})")
     if pmi and task.templates[name].unconditional is None:
         raise BrdError(f"task {task.name}, template {name}: the metric pmi needs the template's key `unconditional`")
-    return _items(task, name, limit, shots, pmi)
+    return _items(task, name, limit, shots, pmi, half)
 
 
-def _items(task: Task, name: str, limit: int | None, shots: int, pmi: bool) -> Iterator[Item]:
-    found = _render(task, name, records(task.name, task.source))
+def _items(task: Task, name: str, limit: int | None, shots: int, pmi: bool, half: Half | None) -> Iterator[Item]:
+    # Examples of the task's own source are its first records.
+    skipped = shots if task.few_shot.source is None else 0
+    chosen = _scored(task, skipped) if half is None else _of_half(task, skipped, half, limit)
     front = examples(task, name, shots)
-    if shots and task.few_shot.source is None:
-        found = islice(found, shots, None)
     empty = True
-    for item in islice(found, limit):
+    for item in islice(_render(task, name, chosen), limit):
         empty = False
         yield replace(item, context=front + item.context, unconditional=item.unconditional if pmi else None)
     if empty:
-        raise BrdError(f"task {task.name}: its source holds no records{' beyond the examples' if shots else ''}")
+        which = " beyond the examples" if shots else ""
+        raise BrdError(f"task {task.name}: its source holds no records{which}{f' in half {half}' if half else ''}")
+
+
+def _scored(task: Task, skipped: int) -> Numbered:
+    return islice(enumerate(records(task.name, task.source)), skipped, None)
+
+
+def _of_half(task: Task, skipped: int, half: Half, limit: int | None) -> Numbered:
+    found = ((number, record) for number, record in _scored(task, skipped) if half_of(task, record) == half)
+    if limit is None:
+        return found
+    lowest = heapq.nsmallest(limit, ((rank(task, record), number) for number, record in found))
+    kept = {number for _, number in lowest}
+    # A second reading of the source: of a large one only hashes and numbers are held.
+    return ((number, record) for number, record in _scored(task, skipped) if number in kept)
+
+
+def content(task: Task, record: Record) -> str:
+    """What is asked in a record, as JSON: its fields sorted by name, without nulls and without what says which
+    candidate is right (``label``, or ``credits`` where that is a field).
+
+    Records of expressions in ``credits`` keep all fields. The same for every template and at every place of a file.
+    """
+    left_out = {task.label, task.credits}
+    if task.source.bigbench:
+        # The order of the choices listed there hangs on the example's number.
+        left_out |= {"context", "answers"}
+    kept = {key: value for key, value in record.items() if value is not None and key not in left_out}
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+def half_of(task: Task, record: Record) -> Half:
+    """The half of a record's item, by the SHA-256 of the task's name and the record's content."""
+    return "a" if _hash(task.name, content(task, record))[0] < 128 else "b"
+
+
+def rank(task: Task, record: Record) -> bytes:
+    """A hash by which a half is thinned out; it has nothing to do with the one that makes the halves."""
+    return _hash(task.name, "limit", content(task, record))
+
+
+def _hash(*parts: str) -> bytes:
+    return hashlib.sha256("\0".join(parts).encode()).digest()
 
 
 def examples(task: Task, template: str, shots: int) -> str:
@@ -67,7 +128,7 @@ def examples(task: Task, template: str, shots: int) -> str:
     if not shots:
         return ""
     source = task.few_shot.source or task.source
-    chosen = list(islice(_render(task, template, records(task.name, source)), shots))
+    chosen = list(islice(_render(task, template, enumerate(records(task.name, source))), shots))
     if len(chosen) < shots:
         raise BrdError(f"task {task.name}: {shots} examples are asked for, its source of examples holds {len(chosen)}")
     solved = [
@@ -92,7 +153,7 @@ def content_free(task: Task, template: str | None = None, shots: int | None = No
         blank = {key: text if isinstance(value, str) else value for key, value in (record or {}).items()}
         where = f"{task.name}/content-free {text!r}"
         try:
-            (item,) = _render(task, name, iter([blank]), graded=False)
+            (item,) = _render(task, name, enumerate([blank]), graded=False)
         # Not every template stays well formed when its fields are empty.
         except BrdError:
             continue
@@ -100,10 +161,10 @@ def content_free(task: Task, template: str | None = None, shots: int | None = No
     return found
 
 
-def _render(task: Task, name: str, source: Iterator[Record], graded: bool = True) -> Iterator[Item]:
+def _render(task: Task, name: str, source: Numbered, graded: bool = True) -> Iterator[Item]:
     chosen = task.templates[name]
     render = _Renderer(task, name)
-    for number, record in enumerate(source):
+    for number, record in source:
         # A null field counts as missing: Jinja would render it as the word None.
         fields = {key: value for key, value in record.items() if value is not None}
         where = f"task {task.name}, template {name}, item {number}"

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from brd.errors import BrdError, nearest
 from brd.evaluation import bigbench
-from brd.evaluation.records import Section, Source, Text
+from brd.evaluation.records import READERS, Section, Source, Text
 from brd.yaml_file import Lines, at, read_yaml, typed
 
 SHIPPED = Path(__file__).parent / "tasks"
@@ -59,6 +59,7 @@ class Task(Section):
     of the right candidate, or a Jinja expression whose value is the list of labels in the candidates' order.
     Instead of both, ``credits`` is a Jinja expression whose value is what each candidate earns (1 for right).
     ``fields`` are more fields for the templates, made of the record's own by Jinja. ``metric`` ranks candidates.
+    Tasks of one ``group`` are averaged before they count in a macro-average (the paper's column BIG-bench).
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -72,6 +73,7 @@ class Task(Section):
     credits: Annotated[Text | None, Field(validate_default=True)] = None
     metric: Metric = "token_mean"
     few_shot: FewShot = FewShot()
+    group: Text | None = None
     citation: Text
     licence: Text
 
@@ -111,12 +113,17 @@ ENVIRONMENT = ImmutableSandboxedEnvironment(
 def load_task(name_or_path: str | Path) -> Task:
     """The task of a shipped name (``sst2``), a YAML file, a BIG-bench ``task.json``, or ``lm_eval:NAME``.
 
+    ``xnli=dev.jsonl`` is the shipped task with another copy of its data (.jsonl, .parquet or .csv, the same fields).
+
     Raises BrdError with file, line and key for whatever is wrong in the file, and for an unknown name.
     """
     name = str(name_or_path)
     if name.startswith(LM_EVAL):
         return _foreign(name.removeprefix(LM_EVAL))
+    name, _, data = name.partition("=")
     path = task_file(name)
+    if data:
+        return _with_data(load_task(path), data)
     if path.suffix == ".json":
         return _bigbench(path)
     tree, lines = read_yaml(path, "a task is a YAML mapping with keys such as name, source and templates")
@@ -126,6 +133,14 @@ def load_task(name_or_path: str | Path) -> Task:
     if shots.source is not None:
         shots = shots.model_copy(update={"source": shots.source.anchored(path.parent)})
     return task.model_copy(update={"source": task.source.anchored(path.parent), "few_shot": shots})
+
+
+def _with_data(task: Task, data: str) -> Task:
+    if not Path(data).is_file():
+        raise BrdError(f"{task.name}={data}: no such file of data")
+    if Path(data).suffix not in READERS:
+        raise BrdError(f"{task.name}={data}: a file of data should end in {', '.join(READERS)}")
+    return task.model_copy(update={"source": Source(file=str(Path(data).resolve()))})
 
 
 def task_file(name: str) -> Path:
@@ -160,6 +175,7 @@ def _bigbench(path: Path) -> Task:
         "source": {"bigbench": str(path.resolve())},
         "templates": {"bigbench": _AS_WRITTEN, "plain": {"prompt": plain, "candidates": "choices"}},
         "credits": "scores",
+        "group": "BIG-bench",
         "few_shot": {"separator": tree.get("few_shot_example_separator") or "\n"},
         "citation": "Beyond the Imitation Game (BIG-bench), TMLR 2023",
         "licence": "Apache-2.0",

@@ -75,19 +75,22 @@ class Behavior(Protocol):
 BEHAVIORS = {"ner": "brd.reading.ner:NamedEntities", "qra": "brd.reading.qra:QuestionAndAnswer"}
 
 
-def load_behaviors(names: Iterable[str]) -> dict[str, Behavior]:
-    """The behaviors of these names, in their order."""
+def load_behaviors(names: Iterable[str], exemplar_set: str = "plain") -> dict[str, Behavior]:
+    """The behaviors of these names, in their order, prompted with a set of exemplars (see ``exemplars``)."""
     loaded: dict[str, Behavior] = {}
     for name in names:
         module, _, attribute = BEHAVIORS[name].partition(":")
-        loaded[name] = getattr(import_module(module), attribute)()
+        loaded[name] = getattr(import_module(module), attribute)(exemplar_set)
     return loaded
 
 
-def exemplars(name: str) -> dict[str, Any]:
-    """The task description and exemplars of a behavior, from ``exemplars/<name>.yaml``."""
-    text = resources.files("brd.reading").joinpath(f"exemplars/{name}.yaml").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = yaml.safe_load(text)
+def exemplars(name: str, exemplar_set: str = "plain") -> dict[str, Any]:
+    """The task description and exemplars of a behavior, from ``exemplars/<set>/<name>.yaml``.
+
+    ``plain`` is for models that go on with a text, ``instruct`` for those that follow instructions.
+    """
+    file = resources.files("brd.reading").joinpath(f"exemplars/{exemplar_set}/{name}.yaml")
+    loaded: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     return loaded
 
 

@@ -37,8 +37,8 @@ class NamedEntities:
     stop = ("\n",)
     max_new_tokens = 72
 
-    def __init__(self) -> None:
-        data = exemplars(self.name)
+    def __init__(self, exemplar_set: str = "plain") -> None:
+        data = exemplars(self.name, exemplar_set)
         shown = [
             self.suffix(e["sentence"]) + self.render({"entities": [_from_yaml(x) for x in e["entities"]]})
             for e in data["exemplars"]

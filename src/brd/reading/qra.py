@@ -30,8 +30,8 @@ class QuestionAndAnswer:
     # An answer may put things in its own words a little: at least this share of its content words is the sentence's.
     grounded = 0.75
 
-    def __init__(self) -> None:
-        data = exemplars(self.name)
+    def __init__(self, exemplar_set: str = "plain") -> None:
+        data = exemplars(self.name, exemplar_set)
         shown = [self.suffix(e["sentence"]) + self.render(e) for e in data["exemplars"]]
         self.prefix = "\n\n".join([one_line(data["task"]), *shown]) + "\n\n"
 

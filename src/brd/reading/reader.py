@@ -7,13 +7,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from brd.errors import BrdError
 from brd.reading.behavior import Behavior, load_behaviors, prompt_hash
-from brd.reading.store import Reading, Store, load, read_table, reading_key, with_judgement, write_table
-from brd.recipe import Recipe
+from brd.reading.store import (
+    Reading,
+    Store,
+    load,
+    load_answers,
+    read_table,
+    reading_key,
+    with_judgement,
+    write_table,
+)
+from brd.recipe import Recipe, Text
 from brd.teachers.teacher import Answer, Teacher
 from brd.text.sentences import Span, limit_broken, split
 from brd.text.sources import paragraphs
@@ -37,9 +47,15 @@ class ReadParagraph:
         return self.text[self.spans[number].start : self.spans[number].end]
 
 
-def is_held_out(document: str, share: float) -> bool:
-    """Whether a source text belongs to the held-out part: by the hash of its id, so the same in every run."""
-    return int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big") / 2**64 < share
+Part = Literal["train", "held_out", "healing"]
+
+
+def part_of(document: str, text: Text) -> Part:
+    """The part of the corpus that a source text belongs to: by the hash of its id, so the same in every run."""
+    place = int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big") / 2**64
+    if place < text.held_out:
+        return "held_out"
+    return "healing" if place >= 1 - text.healing else "train"
 
 
 def choose(recipe: Recipe, counts: Counter[str]) -> Iterator[ReadParagraph]:
@@ -49,12 +65,15 @@ def choose(recipe: Recipe, counts: Counter[str]) -> Iterator[ReadParagraph]:
     """
     settings, wanted = recipe.text, recipe.reading
     room = {False: wanted.sentences, True: wanted.held_out_sentences}
-    last_document = ""
+    documents: set[str] = set()
     for paragraph in paragraphs(settings):
-        if paragraph.document != last_document:
+        if paragraph.document not in documents:
             counts["documents_seen"] += 1
-            last_document = paragraph.document
-        held_out = is_held_out(paragraph.document, settings.held_out)
+            documents.add(paragraph.document)
+        part = part_of(paragraph.document, settings)
+        if part == "healing":
+            continue
+        held_out = part == "held_out"
         if room[held_out] <= 0:
             if max(room.values()) <= 0:
                 return
@@ -63,7 +82,6 @@ def choose(recipe: Recipe, counts: Counter[str]) -> Iterator[ReadParagraph]:
         broken = [limit_broken(s, settings.min_characters, settings.max_characters) for s in spans]
         counts.update(f"sentences_{reason.replace(' ', '_')}" for reason in broken if reason)
         readable = tuple(number for number, reason in enumerate(broken) if not reason)
-        part = "held_out" if held_out else "train"
         counts[f"paragraphs_{part}"] += 1
         counts[f"sentences_{part}"] += len(readable)
         room[held_out] -= len(readable)
@@ -82,11 +100,12 @@ def read(
         chosen = list(choose(recipe, counts))
         check_parts(recipe, counts)
         _save_paragraphs(folder, chosen)
-        behaviors = load_behaviors(recipe.reading.behaviors)
+        behaviors = load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars)
         identity = teacher_hash(teacher)
+        known = load_answers(map(Path, recipe.reading.known))
         (folder / "teacher.json").write_text(json.dumps({"hash": identity, **teacher.identity()}, indent=2) + "\n")
         for behavior in behaviors.values():
-            _read_behavior(recipe, behavior, teacher, identity, chosen, store, counts, progress)
+            _read_behavior(recipe, behavior, teacher, identity, known, chosen, store, counts, progress)
         drop = recipe.reading.drop_bad_entities
 
         def judge(reading: Reading) -> Reading:
@@ -107,6 +126,7 @@ def _read_behavior(
     behavior: Behavior,
     teacher: Teacher,
     identity: str,
+    known: dict[str, Answer],
     chosen: list[ReadParagraph],
     store: Store,
     counts: Counter[str],
@@ -121,6 +141,8 @@ def _read_behavior(
             key = reading_key(identity, prompt, limit, paragraph.sentence(number))
             if key not in store:
                 places.setdefault(key, (paragraph, number))
+    if paid := [key for key in places if key in known]:
+        store.append(_reading(key, *places.pop(key), behavior, known[key], identity, prompt, recipe) for key in paid)
     counts[f"{behavior.name}_known_before"] = total - len(places)
     done = total - len(places)
     pending = iter(places.items())
@@ -241,7 +263,7 @@ class Readings:
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.paragraphs = load_paragraphs(folder)
-        self.behaviors = load_behaviors(recipe.reading.behaviors)
+        self.behaviors = load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars)
         identity = json.loads((folder / "teacher.json").read_text())["hash"]
         self._names = {
             name: (identity, prompt_hash(b), min(b.max_new_tokens, recipe.teacher.max_new_tokens))
@@ -266,3 +288,31 @@ class Readings:
                     for name in self.behaviors:
                         if reading := self.get(name, paragraph.sentence(number)):
                             yield paragraph, number, reading
+
+
+def funnel(readings: Readings) -> dict[str, Any]:
+    """How many readings were asked for, well formed and verified, by behavior, and why the others were not."""
+    found: dict[str, Any] = {}
+    for name, behavior in readings.behaviors.items():
+        counts: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        every = [r for part in (False, True) for _, _, r in readings.all(part) if r.behavior == name]
+        for reading in every:
+            counts[reading.verdict] += 1
+            counts["parts"] += reading.parts
+            counts["parts_verified"] += reading.parts_verified
+            if reading.verdict == "verified":
+                counts["empty"] += behavior.is_empty(reading.parsed() or {})
+            else:
+                reasons[reading.reason] += 1
+        found[name] = {
+            "asked": len(every),
+            "well_formed": len(every) - counts["malformed"],
+            "verified": counts["verified"],
+            "rejected": counts["rejected"],
+            "empty": counts["empty"],
+            "parts": counts["parts"],
+            "parts_verified": counts["parts_verified"],
+            "reasons": dict(reasons.most_common()),
+        }
+    return found

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from brd.errors import BrdError
+from brd.teachers.teacher import Answer
 
 SCHEMA = pa.schema(
     [
@@ -182,6 +183,36 @@ class Store:
             file.writelines(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in self._open)
         os.replace(scratch, path)
         return path.open("a", encoding="utf-8")
+
+
+# What a teacher was paid for; the rest follows from the corpus and the verifier.
+_TRAVELLING = ("key", "behavior", "text", "raw", "finished", "teacher", "prompt_hash", "prompt_tokens", "new_tokens")
+
+
+def export(readings: Iterable[Reading], path: Path, note: str) -> int:
+    """Write readings as one Parquet file that other runs take as ``reading.known``; returns how many.
+
+    ``note`` (source and licence of the sentences) stands in the file's metadata under ``note``.
+    """
+    rows = sorted(readings, key=lambda r: (r.behavior, r.document, r.paragraph, r.sentence))
+    table = pa.table({name: [getattr(r, name) for r in rows] for name in _TRAVELLING})
+    table = table.cast(pa.schema([SCHEMA.field(name) for name in _TRAVELLING], metadata={"note": note}))
+    write_table(table, path)
+    return len(rows)
+
+
+def load_answers(paths: Iterable[Path]) -> dict[str, Answer]:
+    """The answers of exported files by their keys. Raises BrdError for a file that is missing or something else."""
+    found: dict[str, Answer] = {}
+    for path in paths:
+        if not path.is_file():
+            raise BrdError(f"reading.known: {path}: no such file")
+        table = read_table(path)
+        if missing := [name for name in _TRAVELLING if name not in table.column_names]:
+            raise BrdError(f"reading.known: {path}: no readings in this file (it has no column {missing[0]!r})")
+        columns = [table[name].to_pylist() for name in ("key", "raw", "prompt_tokens", "new_tokens", "finished")]
+        found.update((key, Answer(*rest)) for key, *rest in zip(*columns, strict=True))
+    return found
 
 
 def load(folder: Path, keys: Iterable[str]) -> dict[str, Reading]:

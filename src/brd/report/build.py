@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from brd.reading.behavior import one_line
 from brd.reading.ner import TYPES
-from brd.report import figures, tasks
+from brd.report import contrasts, figures, tasks
 from brd.report.figures import DASH, counted, get, is_number, macro_error, number, percent
 
 # So many sentences are embedded for browsing, so many of them held-out ones where there are enough of both.
@@ -62,6 +62,7 @@ def render(
         story=_story(summary, recipe),
         findings=_findings(summary),
         funnel=figures.funnel(summary),
+        contrasts=contrasts.contrasts(summary),
         asked=tasks.how_asked(summary),
         accuracies=tasks.accuracies(summary),
         without_preference=tasks.without_preference(summary),
@@ -249,8 +250,11 @@ def _limits(summary: Figures, provenance: Figures, recipe: Figures) -> list[str]
     said += _hollow_readings(arms)
     seed = provenance.get("seed")
     said.append(
-        f"One seed{'' if seed is None else f' ({seed})'}: how much a second training of the same arm would differ is "
-        "not measured, and no standard error or interval here holds it."
+        "Only the contrasts hold how much a second training of the same arm would differ; no other standard error or "
+        "interval here does."
+        if contrasts.several_seeds(summary)
+        else f"One seed{'' if seed is None else f' ({seed})'}: how much a second training of the same arm would "
+        "differ is not measured, and no standard error or interval here holds it."
     )
     teacher, student = _model(recipe, "teacher"), _model(recipe, "student")
     said.append(

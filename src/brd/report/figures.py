@@ -4,7 +4,7 @@ Geometry is in percent of the drawing's width and height, so that text keeps its
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -85,12 +85,27 @@ def mean(values: Sequence[Any]) -> float | None:
     return sum(values) / len(values) if values and all(map(is_number, values)) else None
 
 
+def columns(
+    tasks: Mapping[str, Any], value: Callable[[Any], Any], over_templates: Callable[[Sequence[Any]], Any]
+) -> dict[str, list[Any]]:
+    """What a macro-average is taken over: for each task, or group of tasks, the values of its tasks, each task's taken
+    together over its templates."""
+    by_task: dict[str, list[Any]] = {}
+    groups: dict[str, str] = {}
+    for name, task in tasks.items():
+        own = task.get("task") or name
+        by_task.setdefault(own, []).append(value(task))
+        groups[own] = task.get("group") or own
+    found: dict[str, list[Any]] = {}
+    for own, values in by_task.items():
+        found.setdefault(groups[own], []).append(over_templates(values))
+    return found
+
+
 def macro_error(arm: Mapping[str, Any]) -> float | None:
-    """Standard error of the mean over tasks. Templates of one task ask the same items, so theirs does not shrink."""
-    by_task: dict[str, list[float | None]] = {}
-    for name, task in (arm.get("tasks") or {}).items():
-        by_task.setdefault(task.get("task") or name, []).append(task_error(task))
-    return mean_error([mean(errors) for errors in by_task.values()])
+    """Standard error of the macro-average. Templates of one task ask the same items, so theirs does not shrink."""
+    by_column = columns(arm.get("tasks") or {}, task_error, mean)
+    return mean_error([mean_error(errors) for errors in by_column.values()])
 
 
 @dataclass(frozen=True, slots=True)

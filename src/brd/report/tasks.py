@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from brd.report import figures
-from brd.report.figures import DASH, counted, get, is_number, macro_error, mean, number, percent, task_error
+from brd.report.figures import DASH, columns, counted, get, is_number, macro_error, mean, number, percent, task_error
 
 Figures = Mapping[str, Any]
 
@@ -70,11 +70,8 @@ def _any_arm(summary: Figures) -> dict[str, Any]:
 
 
 def _over_tasks(tasks: Figures, key: str) -> float | None:
-    """Mean over tasks, the templates of each averaged first; None where one is missing."""
-    by_task: dict[str, list[Any]] = {}
-    for name, task in tasks.items():
-        by_task.setdefault(task.get("task") or name, []).append(task.get(key))
-    return mean([mean(values) for values in by_task.values()])
+    """Mean over tasks, the templates of each averaged first, then the tasks of a group; None where one is missing."""
+    return mean([mean(means) for means in columns(tasks, lambda task: task.get(key), mean).values()])
 
 
 def how_asked(summary: Figures) -> str:

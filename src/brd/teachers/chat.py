@@ -1,19 +1,54 @@
-"""A prompt as one user message of a chat template, split so that all before the sentence is still shared."""
+"""Few-shot prompts as a conversation: the task is the system's message, each exemplar a question and its answer.
+
+A raw few-shot prompt (``prefix + suffix``) consists of blocks between blank lines: the task, then exemplars of which
+the first line is what is given and the rest is the answer. In a conversation the given lines are the user's, the
+answers the assistant's; what follows the first line of a suffix (the cue) is the beginning of the assistant's answer.
+All before the sentence is the same for all sentences, so it is still shared.
+"""
 
 from collections.abc import Callable
 
 from brd.errors import BrdError
 
-# Stands in for the suffix while the template is filled in; no template or tokenizer has a meaning for it.
+Render = Callable[[list[dict[str, str]]], str]
+"""Fills in a chat template, ready for the assistant's answer."""
+
+# Stands in for the sentence while the template is filled in; no template or tokenizer has a meaning for it.
 _MARK = "\u2063suffix\u2063"
 
 
-def split(prefix: str, render: Callable[[list[dict[str, str]]], str]) -> tuple[str, str]:
-    """What stands before a suffix and what stands after it when ``prefix + suffix`` is a user message.
+def split(prefix: str, render: Render) -> tuple[str, Callable[[str], str]]:
+    """What stands before a suffix, and what a suffix becomes (the given line, the template's words, the cue).
 
-    ``render`` fills in the template, ready for the answer. Raises BrdError when the template changes messages.
+    Raises BrdError when the template changes messages.
     """
-    before, mark, after = render([{"role": "user", "content": prefix + _MARK}]).partition(_MARK)
+    task, turns = _turns(prefix)
+    asked = [*turns, {"role": "user", "content": _MARK}]
+    try:
+        text = render([{"role": "system", "content": task}, *asked] if task else asked)
+    except Exception:
+        # Some templates have no system; the task then stands before the first thing that is given.
+        asked = [{**asked[0], "content": f"{task}\n\n{asked[0]['content']}"}, *asked[1:]]
+        text = render(asked)
+    before, mark, after = text.partition(_MARK)
     if not mark or _MARK in after:
         raise BrdError("teacher.chat_template: this model's template does not show a message as it is; set it to false")
-    return before, after
+
+    def turn(suffix: str) -> str:
+        given, _, cue = suffix.partition("\n")
+        return given + after + cue
+
+    return before, turn
+
+
+def _turns(prefix: str) -> tuple[str, list[dict[str, str]]]:
+    """The task, and the exemplars as messages."""
+    task: list[str] = []
+    turns: list[dict[str, str]] = []
+    for block in filter(None, (block.strip("\n") for block in prefix.split("\n\n"))):
+        given, line_break, answer = block.partition("\n")
+        if line_break:
+            turns += [{"role": "user", "content": given}, {"role": "assistant", "content": answer}]
+        else:
+            task.append(block)
+    return "\n\n".join(task), turns

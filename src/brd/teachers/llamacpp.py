@@ -48,7 +48,7 @@ class LlamaCpp:
         return {
             "model": self._weights,
             "engine": "llama.cpp",
-            "chat_template": str(self._chat).lower(),
+            "chat_template": "turns" if self._chat else "false",
             "decoding": "greedy",
         }
 
@@ -59,11 +59,11 @@ class LlamaCpp:
         self, prefix: str, suffixes: Sequence[str], *, stop: Sequence[str], max_new_tokens: int
     ) -> Iterator[tuple[int, Answer]]:
         """Yield ``(index, answer)`` as answers end. See ``teacher.Teacher``."""
-        tail = ""
         if self._chat:
-            prefix, tail = chat.split(prefix, lambda m: str(self._get("/apply-template", messages=m)["prompt"]))
+            prefix, turn = chat.split(prefix, lambda m: str(self._get("/apply-template", messages=m)["prompt"]))
+            suffixes = [turn(suffix) for suffix in suffixes]
         shared = self._tokens(prefix, add_special=not self._chat)
-        prompts = [shared + self._tokens(suffix + tail) for suffix in suffixes]
+        prompts = [shared + self._tokens(suffix) for suffix in suffixes]
         for index, prompt in enumerate(prompts):
             if not prompt:
                 raise BrdError(f"prompt {index} is empty")
@@ -136,6 +136,8 @@ class LlamaCpp:
             self._server = xllamacpp.Server(settings)
         except RuntimeError as error:
             raise TeacherUnreachable(f"{self._file}: llama.cpp cannot load this file ({error})") from error
+        # A server that is freed before its loop has begun is waited for without end (seen on a busy machine).
+        self._server.handle_completions({"prompt": [0], "max_tokens": 1})
 
     def _tokens(self, text: str, add_special: bool = False) -> list[int]:
         reply = self._get("/tokenize", content=text, add_special=add_special, parse_special=True)

@@ -16,6 +16,7 @@ from typing import Any
 from brd import embedded, hardware
 from brd.errors import BrdError, TeacherUnreachable
 from brd.inference.attention import why_unsupported
+from brd.inference.int8_linear import quantise
 from brd.recipe import Teacher as TeacherSettings
 from brd.teachers import chat, padded_batch
 from brd.teachers.flat_batch import FlatBatch, probe
@@ -50,18 +51,26 @@ class SharedPrefix:
     """A loaded causal LM and its tokenizer as a teacher (also used to let students read).
 
     Prefix and suffix are tokenised apart: special tokens (BOS, where the tokenizer adds one) come before the
-    prefix only. With ``chat_template`` the prompt is one user message; the template's head and the prefix are
-    then what is shared. ``weights`` names the model in ``identity``. The model is left as it was found: its
-    attention, its training mode. Answers do not depend on ``batch_size`` beyond the rounding of the dtype.
+    prefix only. With ``chat_template`` the exemplars are turns of a conversation (``teachers.chat``). ``weights`` and
+    ``dtype`` name the model in ``identity``. The model is left as it was found: its attention, its training mode.
+    Answers do not depend on ``batch_size`` beyond the rounding of the dtype.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, batch_size: int = 64, chat_template: bool = False, weights: str = "unnamed"
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        batch_size: int = 64,
+        chat_template: bool = False,
+        weights: str = "unnamed",
+        dtype: str | None = None,
     ) -> None:
         if chat_template and not tokenizer.chat_template:
             raise BrdError("teacher.chat_template: this model's tokenizer has no chat template; set it to false")
         self.model, self.tokenizer, self._batch_size = model, tokenizer, batch_size
         self._chat, self._weights = chat_template, weights
+        self._dtype = dtype or hardware.dtype_name(model.dtype)
         self.context_length = _context_length(model, tokenizer)
         self.stats = Stats()
         training = model.training
@@ -74,12 +83,7 @@ class SharedPrefix:
             print(f"{name} is run in ordinary batches, which is slower: {self.fallback}", file=sys.stderr, flush=True)
 
     def identity(self) -> dict[str, str]:
-        return {
-            "model": self._weights,
-            "dtype": hardware.dtype_name(self.model.dtype),
-            "chat_template": str(self._chat).lower(),
-            "decoding": "greedy",
-        }
+        return identity(self._weights, self._dtype, self._chat)
 
     def count_tokens(self, text: str) -> int:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -109,14 +113,13 @@ class SharedPrefix:
         return run(shared, rows, rule, max_new_tokens) if rows else iter(())
 
     def _tokenise(self, prefix: str, suffixes: Sequence[str]) -> tuple[list[int], list[_Row]]:
-        tail = ""
         if self._chat:
             render = partial(self.tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False)
-            prefix, tail = chat.split(prefix, render)
+            prefix, turn = chat.split(prefix, render)
+            suffixes = [turn(suffix) for suffix in suffixes]
         # A template writes its special tokens out.
         shared: list[int] = self.tokenizer(prefix, add_special_tokens=not self._chat)["input_ids"]
-        texts = [suffix + tail for suffix in suffixes]
-        own = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        own = self.tokenizer(list(suffixes), add_special_tokens=False)["input_ids"] if suffixes else []
         return list(shared), [_Row(index, list(tokens)) for index, tokens in enumerate(own)]
 
     def _flat(
@@ -197,6 +200,21 @@ def _context_length(model: Any, tokenizer: Any) -> int:
     return min(int(limit) for limit in [*limits, 2**20] if limit)
 
 
+def identity(weights: str, dtype: str, chat_template: bool) -> dict[str, str]:
+    """All that can change an answer of this kind of teacher."""
+    how = "turns" if chat_template else "false"
+    return {"model": weights, "dtype": dtype, "chat_template": how, "decoding": "greedy"}
+
+
+def known_identity(settings: TeacherSettings) -> dict[str, str] | None:
+    """The identity of the teacher that ``load`` would give, where it can be told without fetching or loading it."""
+    known = embedded.MODELS.get(settings.model)
+    if known is None:
+        return None
+    dtype = hardware.dtype_name(hardware.choose_dtype("auto")) if settings.dtype == "auto" else settings.dtype
+    return identity(f"sha256:{known.sha256}", dtype, settings.chat_template)
+
+
 def load(settings: TeacherSettings) -> SharedPrefix:
     """Load the model that a recipe names, in the dtype it names, on the device of this machine.
 
@@ -214,25 +232,30 @@ def load(settings: TeacherSettings) -> SharedPrefix:
     options = {"trust_remote_code": settings.trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=hardware.choose_dtype(settings.dtype), use_safetensors=True, **options
-        )
+        dtype = hardware.choose_dtype("auto" if settings.dtype == "int8" else settings.dtype)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         if local:
             raise BrdError(f"{folder}: this model cannot be loaded ({reason})") from error
         raise TeacherUnreachable(f"teacher.model {name!r}: no folder here, nor on the Hub ({reason})") from error
-    if local:
+    if settings.model in embedded.MODELS:
+        weights = f"sha256:{embedded.MODELS[settings.model].sha256}"
+    elif local:
         hashes = ",".join(embedded.file_sha256(path) for path in sorted(folder.glob("*.safetensors")))
         weights = f"sha256:{hashes}"
     else:
         weights = f"{name}@{getattr(model.config, '_commit_hash', None) or 'unknown'}"
+    model = model.to(hardware.device())
+    if settings.dtype == "int8":
+        quantise(model)
     return SharedPrefix(
-        model.to(hardware.device()),
+        model,
         tokenizer,
         batch_size=settings.batch_size,
         chat_template=settings.chat_template,
         weights=weights,
+        dtype=settings.dtype if settings.dtype == "int8" else None,
     )
 
 

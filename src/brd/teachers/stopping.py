@@ -5,9 +5,14 @@ from typing import Any
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a text, by the model's generation configuration and by the tokenizer."""
+    """The tokens that end a text: what the model's generation configuration names, and the tokenizer's special tokens.
+
+    Chat models have several ends (of a turn, of a text) of which a configuration often names one; and no special token
+    has a place inside a reading.
+    """
     named = getattr(model.generation_config, "eos_token_id", None)
-    ids = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id}
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ids = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id, *special}
     return frozenset(i for i in ids if i is not None)
 
 

@@ -26,7 +26,8 @@ class Teacher(Protocol):
     an answer (weights, dtype, decoding): it is part of the key under which a reading is stored.
     """
 
-    context_length: int
+    @property
+    def context_length(self) -> int: ...
 
     def identity(self) -> dict[str, str]: ...
 

@@ -60,20 +60,31 @@ class _File:
 
 
 def paragraphs(settings: Text) -> Iterator[Paragraph]:
-    """The corpus of a recipe, paragraph by paragraph, in the order of its sources and of the files' names.
+    """The corpus of a recipe, paragraph by paragraph, in the order of its sources and of the files' names, or (order
+    shuffled) in the order of a hash of document and number, which is the same in every run and on every machine.
 
     A file that several sources name is read once, so that no text is in both parts of the held-out split. Raises
     BrdError, with file and line where there is one, for whatever cannot be read: before the first paragraph when a
     source is missing, at the end of the stream when there was no paragraph at all.
     """
+    stream = _in_corpus_order(settings)
+    if settings.order == "shuffled":
+        stream = iter(sorted(stream, key=_rank))
     found = False
-    for place in _places(settings):
-        stream = _hub(settings, place) if isinstance(place, str) else _local(settings, place)
-        for paragraph in stream:
-            found = True
-            yield paragraph
+    for paragraph in stream:
+        found = True
+        yield paragraph
     if not found:
         raise BrdError(f"text.source: the corpus is empty ({', '.join(_sources(settings))})")
+
+
+def _in_corpus_order(settings: Text) -> Iterator[Paragraph]:
+    for place in _places(settings):
+        yield from _hub(settings, place) if isinstance(place, str) else _local(settings, place)
+
+
+def _rank(paragraph: Paragraph) -> bytes:
+    return hashlib.sha256(f"{paragraph.document}\0{paragraph.index}".encode()).digest()
 
 
 def fingerprint(settings: Text) -> str:

@@ -52,8 +52,11 @@ def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -
         raise BrdError(f"{name}: not a causal language model that can be loaded: {_first(error)}") from None
 
 
-def load_student(recipe: Recipe, tokenizer: Any) -> Any:
-    """The student in float32 as every arm starts from it; the same for all arms of a recipe."""
+def load_student(recipe: Recipe, tokenizer: Any, start: Path | None = None) -> Any:
+    """The student in float32 as every arm starts from it, the same for all arms of a recipe: what the recipe names and
+    how it cuts it, or the model in the folder ``start`` as it is (one that was healed)."""
+    if start is not None:
+        return load_model(str(start.resolve()), torch.float32, recipe.student.trust_remote_code)
     model = load_model(recipe.student.model, torch.float32, recipe.student.trust_remote_code)
     if recipe.student.layers is not None:
         keep_layers(model, recipe.student.layers)

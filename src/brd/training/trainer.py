@@ -1,5 +1,6 @@
 """Training an arm: plain causal LM loss over all tokens (paper, training), by the Hugging Face Trainer."""
 
+import json
 import shutil
 import signal
 import threading
@@ -15,7 +16,15 @@ from brd import hardware
 from brd.composing.packing import TokenRows
 from brd.errors import BrdError
 from brd.recipe import Recipe
+from brd.training.loss import can_be_chunked, chunked_causal_loss
+from brd.training.memory import give_back_freed_memory, keep_freed_memory
 from brd.training.student import load_student
+
+# The key of the line that ``watch``'s ending leaves in the Trainer's log, which is a part of every checkpoint.
+_WATCHED_END = "ended_by_watch"
+
+# Of the first row, to find out what the model's loss is.
+_EXAMPLE_TOKENS = 16
 
 
 def row_order(rows: int, total: int, seed: int) -> list[int]:
@@ -45,24 +54,34 @@ def train(
     tokenizer: Any,
     folder: Path,
     on_step: Callable[[int, float], None] | None = None,
+    start: Path | None = None,
+    watch: Callable[[Any, int], bool] | None = None,
+    watch_steps: int = 0,
 ) -> dict[str, Any]:
     """Train the student on a token file for ``steps`` and save it as a Hugging Face folder.
 
-    Goes on from the last checkpoint when an earlier call was interrupted. ``on_step`` is told (step, loss).
-    Returns the trained tokens, the losses by step and the dtype. Raises BrdError when the loss diverges.
+    ``start`` is a model folder to train instead of the recipe's student. ``on_step`` is told (step, loss). ``watch`` is
+    shown (model, step) every ``watch_steps`` steps, the model in eval mode without gradients; when it returns True,
+    training ends with what is trained so far. Goes on from the last checkpoint when an earlier call was interrupted;
+    ``watch`` may then be shown a step again, but none after the one it ended at.
+    Returns the steps and tokens really trained, the losses by step, the dtype, and whose loss it was: ``chunked`` (see
+    ``loss.py``) or the ``model``'s own. Raises BrdError when the loss diverges.
     """
     from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
     from transformers.trainer_callback import PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
 
+    keep_freed_memory()
     settings = recipe.training
     rows = TokenRows(tokens)
-    total = steps * settings.rows_per_step
     set_seed(recipe.seed)
-    model = load_student(recipe, tokenizer)
+    model = load_student(recipe if start is None else _starting_at(recipe, start), tokenizer)
     _check_window(model, rows.meta["row_tokens"])
     device, dtype = hardware.device(), hardware.choose_dtype(settings.dtype)
     checkpoints = folder.with_name(folder.name + ".checkpoints")
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    # Where an earlier call was ended by ``watch`` but not saved, its end is ours: the checkpoint is then complete.
+    steps = (_watched_end(Path(last)) if last else None) or steps
 
     class Log(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -84,6 +103,7 @@ def train(
         lr_scheduler_type=settings.schedule,
         warmup_steps=round(settings.warmup * steps),
         weight_decay=settings.weight_decay,
+        optim="adamw_torch_fused",
         train_sampling_strategy="sequential",
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -99,31 +119,84 @@ def train(
         remove_unused_columns=False,
         seed=recipe.seed,
     )
-    trainer = Trainer(
+    # float16 needs gradients made from the scaled loss, and a model wrapped for several devices its own forward.
+    one_device = arguments.n_gpu <= 1 and arguments.world_size == 1
+    example = torch.from_numpy(rows[0])[None, :_EXAMPLE_TOKENS]
+    chunked = dtype != torch.float16 and one_device and can_be_chunked(model, example)
+
+    class ChunkedTrainer(Trainer):
+        def compute_loss(
+            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            if not chunked or return_outputs:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            # accelerate's autocast is in the forward of the whole model, which is not called here.
+            with self.accelerator.autocast():
+                return chunked_causal_loss(model, inputs["input_ids"], inputs["labels"], num_items_in_batch)
+
+    trainer = ChunkedTrainer(
         model=model,
         args=arguments,
-        train_dataset=_Rows(rows, row_order(len(rows), total, recipe.seed)),
+        train_dataset=_Rows(rows, row_order(len(rows), steps * settings.rows_per_step, recipe.seed)),
         callbacks=[Log()],
     )
     # It prints every log line; progress is shown by the caller.
     trainer.remove_callback(PrinterCallback)
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    if watch is not None and watch_steps > 0:
+        trainer.add_callback(_watching(watch, watch_steps))
     with _interruptible() as interrupt:
         trainer.add_callback(interrupt.callback())
         trainer.train(resume_from_checkpoint=last)
-    if interrupt.asked and trainer.state.global_step < steps:
+    trained = trainer.state.global_step
+    if interrupt.asked and trained < steps:
         raise KeyboardInterrupt
     losses = [(e["step"], round(float(e["loss"]), 4)) for e in trainer.state.log_history if "loss" in e]
     save(model, tokenizer, folder)
     shutil.rmtree(checkpoints, ignore_errors=True)
+    parameters = model.num_parameters()
+    del trainer, model
+    give_back_freed_memory()
+    total = trained * settings.rows_per_step
     return {
-        "steps": steps,
+        "steps": trained,
         "trained_tokens": total * rows.meta["row_tokens"],
         "passes": round(rows.meta["passes"] * total / len(rows), 4),
         "losses": losses,
         "dtype": hardware.dtype_name(dtype),
-        "parameters": model.num_parameters(),
+        "loss": "chunked" if chunked else "model",
+        "parameters": parameters,
     }
+
+
+def _starting_at(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with another student: all layers of the model in ``folder``."""
+    student = recipe.student.model_copy(update={"model": str(folder.resolve()), "layers": None})
+    return recipe.model_copy(update={"student": student})
+
+
+def _watching(watch: Callable[[Any, int], bool], every: int) -> Any:
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            if state.global_step % every:
+                return
+            training = model.training
+            model.eval()
+            with torch.no_grad():
+                end = watch(model, state.global_step)
+            model.train(training)
+            if end:
+                state.log_history.append({_WATCHED_END: state.global_step})
+                control.should_save = control.should_training_stop = True
+
+    return Watch()
+
+
+def _watched_end(checkpoint: Path) -> int | None:
+    """The step at which ``watch`` ended the training that this checkpoint is of."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return next((int(entry[_WATCHED_END]) for entry in state["log_history"] if _WATCHED_END in entry), None)
 
 
 class _Interrupt:

@@ -1,0 +1,155 @@
+"""What a run found, as summary.json holds it and the report shows it."""
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from brd.experiment import seeds
+from brd.run import read_json
+
+if TYPE_CHECKING:
+    from brd.pipeline import Pipeline
+
+
+def summarise(run: "Pipeline") -> dict[str, Any]:
+    """Everything that summary.json holds, of a pipeline whose steps have been run."""
+    recipe, folder = run.recipe, run.evaluation_folder
+    read = run.result("read")
+    seconds, peak = _costs(run)
+    arms = {}
+    for arm in run.arms:
+        arms[arm] = {"about": run.about(arm).about, **read_json(folder / f"{arm}.json")}
+    trained = {arm: run.result(f"train.{arm}") for arm in run.arms}
+    notes = [
+        f"{arm} went through its original text {trained[arm]['passes']:.1f} times: fresh text of the same sources "
+        "is scarce here"
+        for arm in run.trained
+        if run.about(arm).data == "original" and trained[arm]["passes"] > 1.05
+    ]
+    if recipe.evaluation.limit:
+        which = f"{recipe.evaluation.limit} items" + (
+            f" of half {recipe.evaluation.half}" if recipe.evaluation.half else ""
+        )
+        notes.append(f"tasks: {'' if recipe.evaluation.half else 'the first '}{which} of each validation set")
+    counts = read["counts"]
+    summary = {
+        "name": recipe.name,
+        "half": recipe.evaluation.half,
+        "arms": arms,
+        "comparisons": _comparisons(run, next(iter(arms.values()))["tasks"]),
+        "contrasts": _contrasts(run, next(iter(arms.values()))["tasks"]),
+        "readings": read["readings"],
+        "text": {
+            "documents": counts.get("documents_seen", 0),
+            **{k: v for k, v in counts.items() if k.startswith(("paragraphs_", "sentences_"))},
+        },
+        "seconds": {step: round(value, 2) for step, value in seconds.items()},
+        "peak_rss_mb": peak,
+        "trained_tokens": {arm: trained[arm]["trained_tokens"] for arm in run.arms},
+        "steps": {arm: trained[arm]["steps"] for arm in run.arms},
+        "passes": {arm: trained[arm]["passes"] for arm in run.arms},
+        "notes": notes,
+    }
+    if recipe.healing:
+        summary["healing"] = run.result("train.healed")
+    if recipe.evaluation.teacher:
+        summary["teacher"] = read_json(folder / "teacher.json")
+        summary["divergences"] = _divergences(run)
+    return summary
+
+
+def _costs(run: "Pipeline") -> tuple[Counter[str], float]:
+    """Seconds by step, and the most memory in MB."""
+    seconds: Counter[str] = Counter()
+    peak = 0.0
+    steps = [name for name in run.state() if name != "report"]
+    steps += [f"skill.{arm}" for arm in run.evaluated]
+    for step in steps:
+        manifest = run.run.manifest(step) or {}
+        kind = step.split(".")[0].split("_")[0]
+        seconds["evaluate" if kind == "skill" else kind] += manifest.get("seconds", 0)
+        peak = max(peak, manifest.get("peak_rss_mb", 0))
+    return seconds, peak
+
+
+def _focus(run: "Pipeline") -> str:
+    from brd.pipeline import REFERENCE
+
+    return REFERENCE if REFERENCE in run.arms else run.arms[-1]
+
+
+def _comparisons(run: "Pipeline", tasks: dict[str, Any]) -> dict[str, Any]:
+    """Paired tests of the reference arm against each other one (of the last arm where it is absent)."""
+    from brd.evaluation.compare import compare
+    from brd.evaluation.evaluate import rounded
+
+    # A folder may also hold what an earlier recipe asked for.
+    only = {f"{task['task']}.{task['template']}" for task in tasks.values()}
+    focus, folder = _focus(run), run.evaluation_folder
+    others = [first for first, *_ in seeds(run.recipe).values() if first != focus and only]
+    found = {arm: compare(folder / arm, folder / focus, only=only) for arm in others}
+    return {f"{focus} - {arm}": {"a": arm, "b": focus, **rounded(row)} for arm, row in found.items()}
+
+
+def _contrasts(run: "Pipeline", tasks: dict[str, Any]) -> list[dict[str, Any]]:
+    """The reference arm against each other, over all their seeds, where any arm has several."""
+    from brd.evaluation.contrast import contrast
+    from brd.evaluation.evaluate import rounded
+
+    by_name, focus, folder = seeds(run.recipe), _focus(run), run.evaluation_folder
+    only = {f"{task['task']}.{task['template']}" for task in tasks.values()}
+    if max(map(len, by_name.values())) < 2 or focus not in by_name:
+        return []
+    found = []
+    for name, arms in by_name.items():
+        if name == focus:
+            continue
+        pair = ([folder / arm for arm in arms], [folder / arm for arm in by_name[focus]])
+        names = {"name": f"{focus} - {name}", "a": arms, "b": by_name[focus]}
+        row = {**names, **rounded(contrast(*pair, only=only))}
+        if run.recipe.evaluation.leave_out:
+            left_out = rounded(contrast(*pair, leave_out=run.recipe.evaluation.leave_out, only=only))
+            row["without"] = {key: left_out[key] for key in ("endpoints", "left_out")}
+        found.append(row)
+    return found
+
+
+def _divergences(run: "Pipeline") -> dict[str, Any]:
+    """How far each arm's distributions over candidates are from the teacher's (paper: probability analysis)."""
+    from brd.evaluation.compare import divergences
+    from brd.evaluation.evaluate import rounded
+
+    folder = run.evaluation_folder
+    return {arm: rounded(divergences(folder / "teacher", folder / arm)) for arm in run.arms}
+
+
+def readings_for_report(readings: Any) -> list[dict[str, Any]]:
+    """The readings as the report shows them."""
+    return [
+        {
+            "document": paragraph.document,
+            "paragraph": paragraph.index,
+            "sentence": number,
+            "text": reading.text,
+            "behavior": reading.behavior,
+            "verdict": reading.verdict,
+            "reason": reading.reason,
+            "content": reading.parsed(),
+            "raw": reading.raw,
+            "held_out": part,
+        }
+        for part in (False, True)
+        for paragraph, number, reading in readings.all(part)
+    ]
+
+
+def evaluation_line(arm: str, figures: dict[str, Any]) -> str:
+    """One arm's figures in a line."""
+    shown = list(figures["tasks"].items())[:8]
+    more = f", and {len(figures['tasks']) - len(shown)} more" if len(figures["tasks"]) > len(shown) else ""
+    tasks = ", ".join(f"{n} {100 * t['accuracy']:.1f}±{100 * t['standard_error']:.1f}" for n, t in shown) + more
+    line = f"{arm}: {tasks}; macro-average {100 * figures['macro_average']:.1f}"
+    if reading := figures.get("reading"):
+        loss = "-" if reading["loss"] is None else f"{reading['loss']:.3f}"
+        line += f"; reading loss {loss}, well formed {100 * reading['well_formed']:.0f} %"
+        line += f", verified {100 * reading['verified']:.0f} %"
+    return line
