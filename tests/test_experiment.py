@@ -27,6 +27,10 @@ def test_arms_have_seeds_and_variants(recipe_file: Any) -> None:
     assert arm(loaded, "brd@1").overrides == {"seed": 1}
     assert arm(loaded, "brd_slow@2").overrides == {"training.learning_rate": 1e-5, "seed": 2}
     assert arm(loaded, "no_ner").overrides == {"composing.mix.ner": 0.0}
+    mixed = recipe.changed(
+        loaded, {"arms": ["brd"], "variants": {"x": {"arm": "no_ner", "set": {"composing.mix": {"original": 0.5}}}}}
+    )
+    assert recipe.changed(mixed, arm(mixed, "x").overrides).composing.mix == {"original": 0.5, "ner": 0.0}
     assert "training.learning_rate 1e-05" in arm(loaded, "brd_slow@2").about
 
 
@@ -36,6 +40,13 @@ def test_arms_have_seeds_and_variants(recipe_file: Any) -> None:
         ({"arms": ["base", "brdd@1"]}, "unknown arm 'brdd'; did you mean 'brd'"),
         ({"arms": ["brd@1", "brd@1"]}, "an arm is named twice"),
         ({"variants": {"brd": {"arm": "brd"}}}, "'brd' is a known arm"),
+        ({"variants": {"healed": {"arm": "brd"}}}, "'healed' names something else"),
+        (
+            {"variants": {"x": {"arm": "brd", "set": {"student.layers": [0]}}}},
+            "student.layers is the same for all arms",
+        ),
+        ({"variants": {"x": {"arm": "brd", "set": {"composing.row_tokens": 32}}}}, "composing.row_tokens is the same"),
+        ({"variants": {"x": {"arm": "brd", "set": {"training.lr": 1}}}}, "variants.x: training.lr"),
         ({"variants": {"x": {"arm": "furter"}}}, "unknown arm 'furter'"),
     ],
 )

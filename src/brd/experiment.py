@@ -49,7 +49,8 @@ def arm(recipe: "Recipe", name: str) -> Arm:
     plain, seed = split_seed(name)
     variant = recipe.variants.get(plain)
     found = ARMS[variant.arm if variant else plain]
-    overrides = {**found.overrides, **(variant.set if variant else {})}
+    # A variant of no_ner stays without it, whatever mix it sets.
+    overrides = {**(variant.set if variant else {}), **found.overrides}
     if seed is not None:
         overrides["seed"] = seed
     about = (variant.about if variant else "") or found.about
@@ -66,13 +67,25 @@ def seeds(recipe: "Recipe") -> dict[str, list[str]]:
     return found
 
 
+# Other names of a run folder's.
+_RESERVED = ("healed", "healing", "teacher")
+# What an arm may change alone; everything else is the run's.
+_ARMS_OWN = ("composing.", "training.")
+_RUNS_OWN = ("composing.row_tokens", "composing.separator", "composing.separator_as_token")
+
+
 def check_variants(variants: Mapping[str, "Variant"]) -> None:
     """ValueError for a variant that cannot be."""
     for name, variant in variants.items():
         if name in ARMS:
             raise ValueError(f"{name!r} is a known arm; give the variant another name")
+        if name in _RESERVED:
+            raise ValueError(f"{name!r} names something else in a run folder; give the variant another name")
         if variant.arm not in ARMS:
             raise ValueError(f"{name}: unknown arm {variant.arm!r}; {nearest(variant.arm, tuple(ARMS))}")
+        for key in variant.set:
+            if not key.startswith(_ARMS_OWN) or key in _RUNS_OWN:
+                raise ValueError(f"{name}: {key} is the same for all arms of a run; set it in a run of its own")
 
 
 def check_arms(names: Sequence[str], variants: Mapping[str, "Variant"]) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from brd.console import Console
+from brd.embedded import file_sha256
 from brd.errors import BrdError
 from brd.experiment import Arm
 from brd.experiment import arm as arm_of
@@ -72,7 +73,8 @@ class Pipeline:
     def compose_print(self, arm: str) -> str:
         recipe, data = self.arm_recipe(arm), self.about(arm).data
         composing = recipe.composing.model_dump()
-        parts: list[Any] = [data, composing, recipe.student.model, recipe.seed]
+        student = [recipe.student.model, _model_stamp(recipe.student.model)]
+        parts: list[Any] = [data, composing, student, recipe.seed]
         if data != "lessons":
             parts += [self.compose_print(REFERENCE), recipe.training.epochs, recipe.training.rows_per_step]
         return fingerprint("compose", self.read_print(), *parts)
@@ -94,7 +96,8 @@ class Pipeline:
 
     def _start(self) -> list[Any]:
         recipe = self.recipe
-        return [recipe.student.model_dump(), _model_stamp(recipe.student.model), recipe.composing.separator_as_token]
+        separator = recipe.composing.separator if recipe.composing.separator_as_token else None
+        return [recipe.student.model_dump(), _model_stamp(recipe.student.model), separator]
 
     def train_print(self, arm: str) -> str:
         recipe = self.arm_recipe(arm)
@@ -107,8 +110,12 @@ class Pipeline:
         )
 
     def skill_print(self, arm: str) -> str:
-        keys = {"dtype", "reading_sentences", "reading_prompted", "gold_entities", "gold_answers", "gold_limit"}
-        settings = self.recipe.evaluation.model_dump(include=keys)
+        keys = {"dtype", "reading_sentences", "reading_prompted", "gold_limit"}
+        gold = (self.recipe.evaluation.gold_entities, self.recipe.evaluation.gold_answers)
+        settings = [
+            self.recipe.evaluation.model_dump(include=keys),
+            *(file_sha256(Path(name)) if name and Path(name).is_file() else name for name in gold),
+        ]
         how = [self.recipe.composing.separator, self.recipe.composing.level]
         who = self.recipe.teacher.model_dump(exclude={"batch_size"}) if arm == TEACHER else self.train_print(arm)
         return fingerprint("skill", who, self.read_print(), settings, how)
@@ -206,7 +213,8 @@ class Pipeline:
                 recipe, data = self.arm_recipe(arm), self.about(arm).data
                 rows = 0
                 if data != "lessons":
-                    rows = steps_for(self._rows(), recipe) * recipe.training.rows_per_step
+                    # As many as there are lessons, so that a seed draws its share of them as it does of lessons.
+                    rows = max(self._rows(), steps_for(self._rows(), recipe) * recipe.training.rows_per_step)
                 return compose(recipe, data, readings, student_tokenizer(recipe), folder, rows)
 
             manifest = self.run.do(f"compose.{arm}", self.compose_print(arm), [folder], work, self.console.say)
@@ -239,6 +247,7 @@ class Pipeline:
         if self.recipe.healing:
             self._heal()
         tokens: dict[str, int] = {}
+        dtypes: dict[str, str] = {}
         for arm in self.arms:
             folder = self.student(arm)
 
@@ -255,17 +264,21 @@ class Pipeline:
                     return {"steps": 0, "trained_tokens": 0, "passes": 0.0, "losses": []}
                 steps = steps_for(self._rows(), recipe)
                 on_step = self._on_step(arm, steps)
-                return train(recipe, self.run.path / "composed" / arm, steps, tokenizer, folder, on_step, start=start)
+                source, mark = self.run.path / "composed" / arm, self.train_print(arm)
+                return train(recipe, source, steps, tokenizer, folder, on_step, start=start, mark=mark)
 
             manifest = self.run.do(f"train.{arm}", self.train_print(arm), [folder], work, self.console.say)
             if self.about(arm).data != "none":
                 result = manifest["result"]
+                dtypes[arm] = result["dtype"]
                 if not any(key.startswith("training.") for key in self.about(arm).overrides):
                     tokens[arm] = result["trained_tokens"]
                 self.console.say(
                     f"  {arm}: {result['steps']} steps, {result['trained_tokens']} trained tokens, "
                     f"{result['passes']:.2f} passes over its text"
                 )
+        if len(set(dtypes.values())) > 1:
+            raise BrdError(f"the arms were trained in different dtypes: {dtypes}; name one in training.dtype")
         if len(set(tokens.values())) > 1:
             raise BrdError(f"the arms trained on different numbers of tokens: {tokens}; please report this as a bug")
 
@@ -285,7 +298,8 @@ class Pipeline:
 
             tokenizer = student_tokenizer(self.recipe)
             tokens = self.run.path / "composed" / "healing"
-            return heal(self.recipe, tokens, tokenizer, folder, lambda steps: self._on_step(HEALED, steps))
+            mark = self.heal_print()
+            return heal(self.recipe, tokens, tokenizer, folder, mark, lambda steps: self._on_step(HEALED, steps))
 
         manifest = self.run.do("train.healed", self.heal_print(), [folder], work, self.console.say)
         result = manifest["result"]

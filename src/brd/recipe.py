@@ -264,7 +264,17 @@ def load(name: str, overrides: list[str] | None = None) -> Recipe:
     for override in overrides or []:
         _override(tree, override)
     recipe = typed(Recipe, tree, path, lines)
+    _check_variants(recipe, path)
     return _absolute(recipe, path.parent, {o.split("=", 1)[0].strip() for o in overrides or []})
+
+
+def _check_variants(recipe: Recipe, path: Path) -> None:
+    for name, variant in recipe.variants.items():
+        try:
+            changed(recipe, variant.set)
+        except (ValueError, BrdError) as error:
+            where = [".".join(map(str, e["loc"])) + ": " + e["msg"] for e in getattr(error, "errors", list)()]
+            raise BrdError(f"{path}: variants.{name}: {(where or [str(error)])[0]}") from None
 
 
 def changed(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:

@@ -53,7 +53,7 @@ def summarise(run: "Pipeline") -> dict[str, Any]:
         summary["healing"] = run.result("train.healed")
     if recipe.evaluation.teacher:
         summary["teacher"] = read_json(folder / "teacher.json")
-        summary["divergences"] = _divergences(run)
+        summary["divergences"] = _divergences(run, summary["teacher"]["tasks"])
     return summary
 
 
@@ -72,9 +72,11 @@ def _costs(run: "Pipeline") -> tuple[Counter[str], float]:
 
 
 def _focus(run: "Pipeline") -> str:
+    """The arm that the others are set against, by its name without a seed."""
     from brd.pipeline import REFERENCE
 
-    return REFERENCE if REFERENCE in run.arms else run.arms[-1]
+    names = list(seeds(run.recipe))
+    return REFERENCE if REFERENCE in names else names[-1]
 
 
 def _comparisons(run: "Pipeline", tasks: dict[str, Any]) -> dict[str, Any]:
@@ -84,8 +86,9 @@ def _comparisons(run: "Pipeline", tasks: dict[str, Any]) -> dict[str, Any]:
 
     # A folder may also hold what an earlier recipe asked for.
     only = {f"{task['task']}.{task['template']}" for task in tasks.values()}
-    focus, folder = _focus(run), run.evaluation_folder
-    others = [first for first, *_ in seeds(run.recipe).values() if first != focus and only]
+    firsts, folder = {name: found[0] for name, found in seeds(run.recipe).items()}, run.evaluation_folder
+    focus = firsts[_focus(run)]
+    others = [arm for arm in firsts.values() if arm != focus and only]
     found = {arm: compare(folder / arm, folder / focus, only=only) for arm in others}
     return {f"{focus} - {arm}": {"a": arm, "b": focus, **rounded(row)} for arm, row in found.items()}
 
@@ -97,7 +100,7 @@ def _contrasts(run: "Pipeline", tasks: dict[str, Any]) -> list[dict[str, Any]]:
 
     by_name, focus, folder = seeds(run.recipe), _focus(run), run.evaluation_folder
     only = {f"{task['task']}.{task['template']}" for task in tasks.values()}
-    if max(map(len, by_name.values())) < 2 or focus not in by_name:
+    if max(map(len, by_name.values())) < 2:
         return []
     found = []
     for name, arms in by_name.items():
@@ -113,13 +116,13 @@ def _contrasts(run: "Pipeline", tasks: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _divergences(run: "Pipeline") -> dict[str, Any]:
+def _divergences(run: "Pipeline", tasks: dict[str, Any]) -> dict[str, Any]:
     """How far each arm's distributions over candidates are from the teacher's (paper: probability analysis)."""
     from brd.evaluation.compare import divergences
     from brd.evaluation.evaluate import rounded
 
-    folder = run.evaluation_folder
-    return {arm: rounded(divergences(folder / "teacher", folder / arm)) for arm in run.arms}
+    folder, only = run.evaluation_folder, {f"{task['task']}.{task['template']}" for task in tasks.values()}
+    return {arm: rounded(divergences(folder / "teacher", folder / arm, only=only)) for arm in run.arms}
 
 
 def readings_for_report(readings: Any) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import pytest
 
 from brd import recipe
 from brd.composing.compose import compose, compose_healing, compose_lessons, compose_original, steps_for
-from brd.composing.documents import lessons, taught
+from brd.composing.documents import answer_of, lessons, taught
 from brd.composing.packing import TokenRows
 from brd.errors import BrdError
 from brd.reading.reader import Readings, part_of, read
@@ -179,6 +179,24 @@ def test_a_shuffled_arm_has_the_same_readings_and_no_sentence_keeps_its_own(tmp_
         for a, b in lesson.answers:
             assert lesson.text.split(" by sea")[0].split()[-1] not in lesson.text[a:b]
     assert shuffled == list(lessons(loaded, readings))
+
+    # Also where many readings are the same: whoever had "none" gets another, as long as at most half have it.
+    class Sparse(Namer):
+        def answer(self, prefix: str, suffixes: Sequence[str], **_: Any) -> Iterator[tuple[int, Answer]]:
+            for index, found in super().answer(prefix, suffixes):
+                yield index, Answer(" none", 5, 5, True) if index % 5 in (1, 3) and "(" in found.text else found
+
+        def identity(self) -> dict[str, str]:
+            return {"model": "sparse"}
+
+    read(loaded, tmp_path / "sparse", Sparse())
+    sparse = Readings(loaded, tmp_path / "sparse")
+    own = {p.text: answer_of(sparse, "ner", p, 0, loaded.composing) for p in sparse.paragraphs}
+    assert sum(said == " none" for said in own.values()) > 4
+    given = [
+        (x.text.split("\n\n")[0], x.text[a:b]) for x in lessons(loaded, sparse) if x.part == "ner" for a, b in x.answers
+    ]
+    assert all(own[sentence] != said for sentence, said in given)
     held_out = list(lessons(loaded, readings, held_out=True))
     assert all(x.text.split(" by sea")[0].split()[-1] in x.text[a:b] for x in held_out for a, b in x.answers)
 

@@ -261,3 +261,19 @@ def test_models_that_cannot_be_loaded_are_one_line(tmp_path: Path, tiny_model: P
     (bare / "model.safetensors").unlink()
     with pytest.raises(BrdError, match=r"bare: not a causal language model that can be loaded"):
         load_model(str(bare), torch.float32)
+
+
+def test_checkpoints_of_another_training_are_not_gone_on_with(small: Any, tokens: Path, tmp_path: Path) -> None:
+    loaded = small("training.learning_rate=1e-2")
+    tokenizer = student_tokenizer(loaded)
+
+    def stop(step: int, loss: float) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(loaded, tokens, 4, tokenizer, tmp_path / "a", stop, mark="one")
+    assert list((tmp_path / "a.checkpoints").glob("checkpoint-*"))
+    steps: list[int] = []
+    train(loaded, tokens, 4, tokenizer, tmp_path / "a", lambda step, _: steps.append(step), mark="another")
+    assert steps == [1, 2, 3, 4]

@@ -91,10 +91,15 @@ def shuffled_answers(recipe: Recipe, readings: Readings) -> AnswerOf:
     for name in readings.behaviors:
         sentences = list(dict.fromkeys(p.sentence(n) for p in taught(recipe, readings) for n in p.readable))
         own = {s: said for s in sentences if (said := _rendered(readings, name, s, settings)) is not None}
-        order = list(own)
-        random.Random(f"shuffle {name} {recipe.seed}").shuffle(order)
-        # In a shuffled ring each gives to the next: nobody keeps its own.
-        given.update({(name, order[n - 1]): own[sentence] for n, sentence in enumerate(order)})
+        # In a ring where equal readings ("none") lie together, taking from as far on as the largest such group is long
+        # leaves nobody with a reading that says what its own said, unless most say the same.
+        drawn = random.Random(f"shuffle {name} {recipe.seed}")
+        groups: dict[str, list[str]] = {}
+        for sentence in drawn.sample(list(own), len(own)):
+            groups.setdefault(own[sentence], []).append(sentence)
+        order = [sentence for group in drawn.sample(list(groups.values()), len(groups)) for sentence in group]
+        step = max(map(len, groups.values()), default=0)
+        given.update({(name, sentence): own[order[(n + step) % len(order)]] for n, sentence in enumerate(order)})
 
     def answer(behavior: str, paragraph: ReadParagraph, number: int) -> str | None:
         return given.get((behavior, paragraph.sentence(number))) if number in paragraph.readable else None

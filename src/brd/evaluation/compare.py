@@ -23,11 +23,11 @@ def files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def shared(a: Path, b: Path, same: bool = True) -> list[str]:
+def shared(a: Path, b: Path, same: bool = True, only: Collection[str] | None = None) -> list[str]:
     """What both folders hold. Raises BrdError when that is nothing, or when the same task's items are different
     (without ``same``: only when it has no item in common, or one that was asked in another way)."""
     left, right = files(a), files(b)
-    names = [name for name in left if name in right]
+    names = [name for name in left if name in right and (only is None or name in only)]
     if not names:
         raise BrdError(f"{a} and {b} have no task and template in common ({', '.join(left)}; {', '.join(right)})")
     for name in names:
@@ -66,7 +66,7 @@ def compare(a: Path, b: Path, metric: Metric | None = None, only: Collection[str
     """b minus a: for each task a paired difference with interval, exact McNemar test, Holm's correction over all
     tasks; the macro-average with its own paired interval. Shares lie between 0 and 1. ``only`` names the files that
     count, without their ending."""
-    names = [name for name in shared(a, b) if only is None or name in only]
+    names = shared(a, b, only=only)
     pairs: list[tuple[Outcomes, Outcomes]] = []
     for name in names:
         chosen = metric or metric_of(a / f"{name}.parquet")
@@ -99,12 +99,14 @@ def _by_column(
     return found
 
 
-def divergences(teacher: Path, student: Path, metric: Metric | None = None) -> dict[str, Any]:
+def divergences(
+    teacher: Path, student: Path, metric: Metric | None = None, only: Collection[str] | None = None
+) -> dict[str, Any]:
     """Cross-entropy and KL divergence of the student's candidate distributions from the teacher's, task by task
     (paper: probability analysis); raw, and after the best temperature or (labels shared) the best prior. Taken over
     the items that both were scored on: a teacher is often asked for fewer."""
     found: dict[str, Any] = {}
-    for name in shared(teacher, student, same=False):
+    for name in shared(teacher, student, same=False, only=only):
         chosen = metric or metric_of(teacher / f"{name}.parquet")
         pair = [item_table.outcomes(folder / f"{name}.parquet", chosen) for folder in (teacher, student)]
         both = set(pair[0].ids) & set(pair[1].ids)

@@ -129,10 +129,11 @@ def score_request(
         shutil.copyfile(found, scratch)
         os.replace(scratch, path)
         known = item_table.about(path)
-    if known.get("fingerprint") == wanted and known.get("metric") == request.metric:
-        return path
     if known.get("fingerprint") == wanted:
+        if known.get("metric") == request.metric and known.get("group") == request.task.group:
+            return path
         # Another metric is read off the same log-probabilities.
+        known["group"] = request.task.group
         again = list(zip(request.items(), item_table.read(path), strict=True))
         item_table.write(path, again, request.template, request.metric, known)
         return path

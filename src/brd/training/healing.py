@@ -4,92 +4,100 @@ Where its weights come from a coarse file (4-bit, say), or its layers were cut, 
 would be credited with that repair. Not in the paper, whose student is an undamaged checkpoint.
 """
 
-import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from brd import hardware
 from brd.composing.packing import TokenRows
 from brd.recipe import Recipe, changed
-from brd.run import write_json
+from brd.run import read_json, write_json
+from brd.training.student import load_student
 from brd.training.trainer import train
+
+Curve = list[tuple[int, float]]
+"""(trained tokens, mean loss per token of held-out text in nats)."""
 
 
 def heal(
-    recipe: Recipe, tokens: Path, tokenizer: Any, folder: Path, on_step: Callable[[int], Callable[[int, float], None]]
+    recipe: Recipe,
+    tokens: Path,
+    tokenizer: Any,
+    folder: Path,
+    mark: str,
+    on_step: Callable[[int], Callable[[int, float], None]],
 ) -> dict[str, Any]:
     """Train the recipe's student on ``tokens`` (see ``compose_healing``) and save it in ``folder``.
 
-    ``on_step(steps)`` gives what is told (step, loss). Returns the ``curve`` of (trained tokens, loss on held-out
-    text), the last point after cooling, whether the loss ``stands_still``, and the trained tokens. An interrupted call
-    goes on where it was.
+    ``mark`` names all that the result rests on: an interrupted call of the same mark is gone on with, what another one
+    left is thrown away. ``on_step(steps)`` gives what is told (step, loss). Returns the ``curve``, its last point after
+    cooling, whether the loss ``stands_still``, and what was trained.
     """
     assert recipe.healing is not None
-    settings, watched = recipe.healing, TokenRows(tokens / "watched")
-    heated = folder.with_name(folder.name + ".heated")
-    record = folder.with_name(folder.name + ".curve.json")
+    rate = {"training.learning_rate": recipe.healing.learning_rate}
+    work = folder.with_name(folder.name + ".work")
+    if not (work / "mark.json").exists() or read_json(work / "mark.json") != mark:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        write_json(work / "mark.json", mark)
+    if not (work / "heated.json").exists():
+        write_json(work / "heated.json", _heat(changed(recipe, rate), tokens, tokenizer, work, on_step))
+    heated = read_json(work / "heated.json")
+    steps = _steps(tokens / "cooling", recipe)
+    falling = changed(recipe, {**rate, "training.warmup": 0.0, "training.schedule": "linear"})
+    last = train(
+        falling, tokens / "cooling", steps, tokenizer, folder, on_step(steps), start=work / "heated", mark=mark
+    )
+    trained = heated["trained_tokens"] + last["trained_tokens"]
+    loss = _watched_loss(recipe, tokens, load_student(recipe, tokenizer, folder))
+    shutil.rmtree(work)
+    return {
+        "curve": [(n, round(loss, 4)) for n, loss in [*heated["curve"], (trained, loss)]],
+        "stands_still": heated["stands_still"],
+        "trained_tokens": trained,
+        "steps": heated["steps"] + last["steps"],
+        "dtype": last["dtype"],
+    }
+
+
+def _heat(
+    recipe: Recipe, tokens: Path, tokenizer: Any, work: Path, on_step: Callable[[int], Callable[[int, float], None]]
+) -> dict[str, Any]:
+    """The constant rate, until the loss stands still or the tokens are used up."""
+    assert recipe.healing is not None
+    settings, record = recipe.healing, work / "curve.json"
     step_tokens = recipe.composing.row_tokens * recipe.training.rows_per_step
-    curve: list[tuple[int, float]] = []
-    if record.exists():
-        curve = [(int(n), float(loss)) for n, loss in json.loads(record.read_text())]
+    curve: Curve = [(int(n), float(loss)) for n, loss in read_json(record)] if record.exists() else []
+    if not curve:
+        curve.append((0, _watched_loss(recipe, tokens, load_student(recipe, tokenizer))))
+        write_json(record, curve)
 
     def stands_still() -> bool:
-        return len(curve) > 1 and curve[-2][1] - curve[-1][1] < settings.enough * curve[-2][1]
+        # Two looks at least: the first period warms up.
+        return len(curve) > 2 and curve[-2][1] - curve[-1][1] < settings.enough * curve[-2][1]
 
     def watch(model: Any, step: int) -> bool:
         # A step that is shown again after an interruption replaces what was seen before.
         curve[:] = [point for point in curve if point[0] < step * step_tokens]
-        curve.append((step * step_tokens, held_out_loss(model, watched)))
+        curve.append((step * step_tokens, _watched_loss(recipe, tokens, model)))
         write_json(record, curve)
         return stands_still()
 
-    if not (heated / "config.json").exists():
-        if not curve:
-            from brd.training.student import load_student
-
-            curve.append((0, held_out_loss(load_student(recipe, tokenizer).eval(), watched)))
-            write_json(record, curve)
-        every = max(1, settings.check_tokens // step_tokens)
-        # Whole periods, so that the last thing trained is looked at.
-        steps = max(1, _steps(tokens / "heating", recipe) // every) * every
-        rates = {"training.learning_rate": settings.learning_rate, "training.warmup": 0.05}
-        train(
-            changed(recipe, {**rates, "training.schedule": "constant"}),
-            tokens / "heating",
-            steps,
-            tokenizer,
-            heated,
-            on_step(steps),
-            watch=watch,
-            watch_steps=every,
-        )
-    still, trained = stands_still(), curve[-1][0]
-    steps = _steps(tokens / "cooling", recipe)
-
-    def at_the_end(model: Any, step: int) -> bool:
-        watch(model, trained // step_tokens + step)
-        return False
-
-    falling = {"training.learning_rate": settings.learning_rate, "training.warmup": 0.0, "training.schedule": "linear"}
-    last = train(
-        changed(recipe, falling),
-        tokens / "cooling",
-        steps,
-        tokenizer,
-        folder,
-        on_step(steps),
-        start=heated,
-        watch=at_the_end,
-        watch_steps=steps,
+    every = max(1, settings.check_tokens // step_tokens)
+    # Whole periods, so that the last thing trained is looked at.
+    steps = max(1, _steps(tokens / "heating", recipe) // every) * every
+    constant = changed(recipe, {"training.warmup": 0.05, "training.schedule": "constant"})
+    found = train(
+        constant, tokens / "heating", steps, tokenizer, work / "heated", on_step(steps), watch=watch, watch_steps=every
     )
     return {
-        "curve": [(n, round(loss, 4)) for n, loss in curve],
-        "stands_still": still,
-        "trained_tokens": trained + last["trained_tokens"],
-        "steps": trained // step_tokens + steps,
-        "dtype": last["dtype"],
+        "curve": curve,
+        "stands_still": stands_still(),
+        "trained_tokens": found["trained_tokens"],
+        "steps": found["steps"],
     }
 
 
@@ -98,11 +106,14 @@ def _steps(tokens: Path, recipe: Recipe) -> int:
 
 
 @torch.no_grad()
-def held_out_loss(model: Any, rows: TokenRows) -> float:
-    """Mean loss per token in nats over all rows, in float32."""
-    total = 0.0
+def _watched_loss(recipe: Recipe, tokens: Path, model: Any) -> float:
+    """Mean loss per token over the watched rows, in the dtype of training."""
+    rows, total = TokenRows(tokens / "watched"), 0.0
+    model = model.to(hardware.device()).eval()
+    dtype = hardware.choose_dtype(recipe.training.dtype)
     for number in range(len(rows)):
         ids = torch.from_numpy(rows[number])[None].to(model.device)
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:]))
+        with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+            logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+        total += float(torch.nn.functional.cross_entropy(logits.float(), ids[0, 1:]))
     return total / len(rows)

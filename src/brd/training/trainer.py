@@ -57,13 +57,15 @@ def train(
     start: Path | None = None,
     watch: Callable[[Any, int], bool] | None = None,
     watch_steps: int = 0,
+    mark: str = "",
 ) -> dict[str, Any]:
     """Train the student on a token file for ``steps`` and save it as a Hugging Face folder.
 
     ``start`` is a model folder to train instead of the recipe's student. ``on_step`` is told (step, loss). ``watch`` is
     shown (model, step) every ``watch_steps`` steps, the model in eval mode without gradients; when it returns True,
-    training ends with what is trained so far. Goes on from the last checkpoint when an earlier call was interrupted;
-    ``watch`` may then be shown a step again, but none after the one it ended at.
+    training ends with what is trained so far. Goes on from the last checkpoint when an earlier call of the same
+    ``mark`` (of all that the result rests on) was interrupted; ``watch`` may then be shown a step again, but none after
+    the one it ended at.
     Returns the steps and tokens really trained, the losses by step, the dtype, and whose loss it was: ``chunked`` (see
     ``loss.py``) or the ``model``'s own. Raises BrdError when the loss diverges.
     """
@@ -75,10 +77,11 @@ def train(
     settings = recipe.training
     rows = TokenRows(tokens)
     set_seed(recipe.seed)
-    model = load_student(recipe if start is None else _starting_at(recipe, start), tokenizer)
+    model = load_student(recipe, tokenizer, start)
     _check_window(model, rows.meta["row_tokens"])
     device, dtype = hardware.device(), hardware.choose_dtype(settings.dtype)
     checkpoints = folder.with_name(folder.name + ".checkpoints")
+    _keep_only(checkpoints, mark)
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     # Where an earlier call was ended by ``watch`` but not saved, its end is ours: the checkpoint is then complete.
     steps = (_watched_end(Path(last)) if last else None) or steps
@@ -100,7 +103,8 @@ def train(
         gradient_accumulation_steps=settings.rows_per_step // settings.micro_rows,
         max_steps=steps,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
+        # The library's own "constant" leaves out the warmup.
+        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
         warmup_steps=round(settings.warmup * steps),
         weight_decay=settings.weight_decay,
         optim="adamw_torch_fused",
@@ -168,10 +172,13 @@ def train(
     }
 
 
-def _starting_at(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with another student: all layers of the model in ``folder``."""
-    student = recipe.student.model_copy(update={"model": str(folder.resolve()), "layers": None})
-    return recipe.model_copy(update={"student": student})
+def _keep_only(checkpoints: Path, mark: str) -> None:
+    """Throw away the checkpoints of a training that was another one."""
+    file = checkpoints / "mark"
+    if checkpoints.is_dir() and (not file.exists() or file.read_text(encoding="utf-8") != mark):
+        shutil.rmtree(checkpoints)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    file.write_text(mark, encoding="utf-8")
 
 
 def _watching(watch: Callable[[Any, int], bool], every: int) -> Any:
