@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from brd.reading.behavior import one_line
 from brd.reading.ner import TYPES
-from brd.report import contrasts, figures, tasks
+from brd.report import against, contrasts, figures, tasks
 from brd.report.figures import DASH, counted, get, is_number, macro_error, number, percent
 
 # So many sentences are embedded for browsing, so many of them held-out ones where there are enough of both.
@@ -72,6 +72,9 @@ def render(
         scoring_notes=tasks.notes(summary),
         balance=figures.balance(summary),
         skill=figures.skill(summary),
+        gold=against.gold(summary),
+        distances=against.distances(summary),
+        distances_first=against.reference_arm(summary),
         plot=figures.loss_plot(losses),
         training=[(arm, *(get(summary, k, arm) for k in ("steps", "trained_tokens", "passes"))) for arm in losses],
         seconds=summary.get("seconds") or {},

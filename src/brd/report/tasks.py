@@ -100,14 +100,14 @@ def accuracies(summary: Figures) -> dict[str, Any]:
         cells = []
         for name in tasks:
             task = get(a, "tasks", name) or {}
-            span = (task.get("low"), task.get("high"))
-            if not all(map(is_number, span)):
-                span = _normal(task.get("accuracy"), task_error(task))
+            ends = (task.get("low"), task.get("high"))
+            if not all(map(is_number, ends)):
+                ends = _normal(task.get("accuracy"), task_error(task))
             mark = _mark(task, get(base, "tasks", name) or {}, task_error, "accuracy")
-            cells.append(Cell(percent(task.get("accuracy")), _span(*span), mark))
-        span = _normal(a.get("macro_average"), macro_error(a))
+            cells.append(Cell(percent(task.get("accuracy")), span(*ends), mark))
+        ends = _normal(a.get("macro_average"), macro_error(a))
         mark = _mark(a, base, macro_error, "macro_average")
-        rows.append((arm, [*cells, Cell(percent(a.get("macro_average")), _span(*span), mark)]))
+        rows.append((arm, [*cells, Cell(percent(a.get("macro_average")), span(*ends), mark)]))
     trivial = []
     for label, key in (("commonest label", "majority"), ("chance", "chance")):
         values = [*(task.get(key) for task in tasks.values()), _over_tasks(tasks, key)]
@@ -122,7 +122,8 @@ def _normal(value: Any, error: float | None) -> tuple[Any, Any]:
     return max(0.0, value - Z * error), min(1.0, value + Z * error)
 
 
-def _span(low: Any, high: Any) -> str:
+def span(low: Any, high: Any) -> str:
+    """An interval of shares, in %."""
     return f"{percent(low)}–{percent(high)}" if is_number(low) and is_number(high) else ""
 
 
@@ -167,7 +168,7 @@ def without_preference(summary: Figures) -> Grid | None:
 
 
 def _auc(task: Figures) -> Cell:
-    return Cell(percent(task.get("auc")), _span(task.get("auc_low"), task.get("auc_high")))
+    return Cell(percent(task.get("auc")), span(task.get("auc_low"), task.get("auc_high")))
 
 
 def _plainly(accuracy: Any) -> str:
@@ -200,7 +201,7 @@ def spread(summary: Figures) -> Grid | None:
     rows = []
     for arm, a in arms.items():
         mine = [get(a, "spread", name) or {} for name in found]
-        rows.append((arm, [Cell(_deviating(s), _span(s.get("low"), s.get("high"))) for s in mine]))
+        rows.append((arm, [Cell(_deviating(s), span(s.get("low"), s.get("high"))) for s in mine]))
     return Grid([(name, counted(s.get("templates"), "template")) for name, s in found.items()], [("", rows)])
 
 
