@@ -153,3 +153,36 @@ def test_readings_that_others_paid_for_are_not_asked_again(
     assert missing.returncode == 2
     assert "reading.known" in missing.stderr
     assert "no such file" in missing.stderr
+
+
+def test_the_recipe_of_the_experiment_at_toy_size(
+    brd: Callable[..., Any], gold: dict[str, str], tiny_model: Path, tmp_path: Path
+) -> None:
+    small = {
+        "text.source": "passages",
+        "text.layout": "blank_line",
+        "text.held_out": 0.3,
+        "reading.sentences": 8,
+        "reading.held_out_sentences": 4,
+        "teacher.model": tiny_model,
+        "teacher.max_new_tokens": 12,
+        "composing.row_tokens": 64,
+        "student.model": tiny_model,
+        "healing": "{most_tokens: 512, check_tokens: 256, cooling_tokens: 256}",
+        "training.rows_per_step": 2,
+        "training.micro_rows": 1,
+        "evaluation.tasks": "[cb]",
+        "evaluation.limit": 3,
+        "evaluation.teacher": 2,
+        "evaluation.reading_sentences": 2,
+        **{f"evaluation.{key}": path for key, path in gold.items()},
+    }
+    changes = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
+    done = brd("run", "mini", "--out", "out", *changes)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert list(summary["arms"]) == ["base", "further", "brd"]
+    assert summary["half"] == "a"
+    teacher = json.loads((tmp_path / "out" / "readings" / "teacher.json").read_text())
+    assert (teacher["dtype"], teacher["chat_template"]) == ("int8", "turns")
+    assert 'id="against"' in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
