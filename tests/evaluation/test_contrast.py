@@ -394,3 +394,21 @@ def test_a_teacher_that_was_scored_on_fewer_items_is_compared_on_those(tmp_path:
     save(tmp_path / "other", "two.plain", values, gold, prompt="asked differently")
     with pytest.raises(BrdError, match="other prompts"):
         divergences(tmp_path / "other", tmp_path / "student")
+
+
+def test_the_items_left_out_may_have_more_candidates(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    pairs = {"teacher": [], "student": []}
+    for n in range(8):
+        # Only the last item has a third candidate, and the teacher was not asked it.
+        labels = LABELS[: 3 if n == 7 else 2]
+        item = Item(f"two/{n}", f"prompt {n}", labels, tuple(float(k == 0) for k in range(len(labels))))
+        scores = tuple(candidate_score(text, float(generator.normal()), 1) for text in labels)
+        for who in ("student", "teacher") if n < 7 else ("student",):
+            pairs[who].append((item, ItemScores(item.id, item.credits, scores, 0)))
+    for who, rows in pairs.items():
+        item_table.write(tmp_path / who / "two.plain.parquet", rows, "plain", "token_mean", {"task": "two"})
+    found = divergences(tmp_path / "teacher", tmp_path / "student")["two.plain"]
+    assert found["raw"]["n"] == 7
+    assert found["raw"]["kl"] == pytest.approx(0, abs=1e-12)
+    assert "prior" not in found

@@ -110,12 +110,26 @@ def divergences(
         chosen = metric or metric_of(teacher / f"{name}.parquet")
         pair = [item_table.outcomes(folder / f"{name}.parquet", chosen) for folder in (teacher, student)]
         both = set(pair[0].ids) & set(pair[1].ids)
-        left, right = (side.take(np.array([item in both for item in side.ids])) for side in pair)
+        left, right = _alike(*(side.take(np.array([item in both for item in side.ids])) for side in pair))
         found[name] = {"raw": divergence(left, right).as_dict()}
         found[name]["temperature"] = divergence(left, right, "temperature").as_dict()
         if left.labels is not None:
             found[name]["prior"] = divergence(left, right, "prior").as_dict()
     return found
+
+
+def _alike(a: Outcomes, b: Outcomes) -> tuple[Outcomes, Outcomes]:
+    """Outcomes of the same items that come from files of more: what the rest of a file has (one more candidate, labels
+    that vary after all) is made the same on both sides."""
+    width = max(a.values.shape[1], b.values.shape[1])
+    labels = a.labels if a.labels == b.labels else None
+
+    def padded(side: Outcomes) -> Outcomes:
+        room = ((0, 0), (0, width - side.values.shape[1]))
+        values = np.pad(side.values, room, constant_values=-np.inf)
+        return Outcomes(side.ids, values, np.pad(side.credits, room), side.predictions, labels)
+
+    return padded(a), padded(b)
 
 
 def without(folder: Path, flagged: dict[str, set[str]], metric: Metric | None = None) -> dict[str, dict[str, Any]]:
