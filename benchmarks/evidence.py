@@ -99,8 +99,8 @@ def templates(run: Path, loaded: recipe.Recipe, folder: Path) -> None:
 
 def distances(summary: dict[str, Any]) -> None:
     """Tasks on which an arm's distribution is nearer to the teacher's than further's."""
-    found = summary.get("divergences")
-    if not found:
+    found = summary.get("divergences") or {}
+    if "further" not in found:
         return
     paper = ("sst2", "rte", "cb", "boolq", "piqa", "xnli", "pawsx")
     rows = []
