@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 
 from brd.errors import BrdError
@@ -35,7 +34,7 @@ def lessons_of(
     if part == "original":
         yield Lesson(part, paragraph.text)
         return
-    answer = answer or partial(_own_answer, readings, settings)
+    answer = answer or (lambda behavior, place, number: answer_of(readings, behavior, place, number, settings))
     lines = [(paragraph.sentence(n), answer(part, paragraph, n)) for n in range(len(paragraph.spans))]
     groups = [lines] if settings.level == "paragraph" else [[line] for line in lines]
     cue = readings.behaviors[part].cue
@@ -73,12 +72,6 @@ def _rendered(readings: Readings, behavior: str, sentence: str, settings: Compos
     if settings.verified_only or not reading.raw.strip():
         return None
     return " " + reading.raw.strip()
-
-
-def _own_answer(
-    readings: Readings, settings: Composing, behavior: str, paragraph: ReadParagraph, number: int
-) -> str | None:
-    return answer_of(readings, behavior, paragraph, number, settings)
 
 
 def shuffled_answers(recipe: Recipe, readings: Readings) -> AnswerOf:

@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from brd.errors import BrdError
+from brd.evaluation.reading_skill import write_readings
 from brd.evaluation.statistics import DRAWS, Floats
 from brd.reading.behavior import Behavior, one_line
 from brd.reading.qra import word_f1
@@ -142,7 +143,7 @@ def entity_figures(
     UNER, what is written as such is wrong). ``well_formed``: share of sentences; ``n``: sentences. None where nothing
     can be computed (precision without a name written).
     """
-    written = _written(engine, behavior, [(g.sentence, "") for g in gold], separator, prompted)
+    written = write_readings(engine, behavior, [(g.sentence, "") for g in gold], separator, prompted)
     well_formed = 0
     typed, untyped = list[tuple[int, int, int]](), list[tuple[int, int, int]]()
     for item, (raw, finished) in zip(gold, written, strict=True):
@@ -178,7 +179,7 @@ def answer_figures(
     articles, as in SQuAD. ``n``: questions. None without questions.
     """
     asked = [(g.sentence, behavior.given({"question": g.question}) or "") for g in gold]
-    written = _written(engine, behavior, asked, separator, prompted)
+    written = write_readings(engine, behavior, asked, separator, prompted)
     sums: dict[str, list[float]] = {}
     exact = 0
     for item, (raw, _) in zip(gold, written, strict=True):
@@ -348,20 +349,6 @@ def _sample(found: list[T], limit: int, name: Callable[[T], str]) -> list[T]:
     hashes = [hashlib.sha256(name(item).encode()).digest() for item in found]
     chosen = sorted(range(len(found)), key=hashes.__getitem__)[:limit]
     return [found[n] for n in sorted(chosen)]
-
-
-def _written(
-    engine: Teacher, behavior: Behavior, asked: list[tuple[str, str]], separator: str, prompted: bool
-) -> list[tuple[str, bool]]:
-    """What the model writes (text, finished) after each sentence, the cue and what is given behind it."""
-    if prompted:
-        prefix, prompts = behavior.prefix, [behavior.suffix(s) + given for s, given in asked]
-        stop = behavior.stop
-    else:
-        prefix, prompts = "", [s + separator + behavior.cue + given for s, given in asked]
-        stop = tuple(dict.fromkeys([*behavior.stop, separator]))
-    answers = dict(engine.answer(prefix, prompts, stop=stop, max_new_tokens=behavior.max_new_tokens))
-    return [(answers[n].text, answers[n].finished) for n in range(len(prompts))]
 
 
 def _counts(mine: set[Any], wanted: set[Any]) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ from brd.reading.behavior import Behavior
 from brd.reading.reader import Readings
 from brd.recipe import Recipe, changed
 from brd.teachers.shared_prefix import SharedPrefix
+from brd.teachers.teacher import Teacher
 
 # Positions whose logits are held at once in float32: 512 x 50,000 words are 100 MB.
 CHUNK = 512
@@ -61,10 +62,10 @@ def _sentences(recipe: Recipe, readings: Readings) -> list[str]:
 def _figures(recipe: Recipe, readings: Readings, engine: SharedPrefix, prompted: bool) -> dict[str, Any]:
     """Shares of well-formed and verified readings that the student writes by itself, empty ones and distinct questions
     apart, and its agreement with the teacher's verified readings (entity F1, answer F1)."""
-    sentences = _sentences(recipe, readings)
+    sentences, separator = _sentences(recipe, readings), recipe.composing.separator
     out: dict[str, Any] = {"behaviors": {}}
     for name, behavior in readings.behaviors.items():
-        written = _write(recipe, engine, behavior, [(s, "") for s in sentences], prompted)
+        written = write_readings(engine, behavior, [(s, "") for s in sentences], separator, prompted)
         judged = [behavior.judge(text, s, finished=ok) for s, (text, ok) in zip(sentences, written, strict=True)]
         verified = [j for j in judged if j.verdict == "verified" and j.content is not None]
         n = len(sentences)
@@ -78,7 +79,8 @@ def _figures(recipe: Recipe, readings: Readings, engine: SharedPrefix, prompted:
             figures["distinct_questions"] = len({j.content["question"].lower() for j in verified if j.content})
         asked = [(s, r) for s in sentences if (r := _verified(readings, name, s)) and behavior.given(r) is not None]
         if any(behavior.given(r) for _, r in asked):
-            answers = _write(recipe, engine, behavior, [(s, behavior.given(r) or "") for s, r in asked], prompted)
+            given = [(s, behavior.given(r) or "") for s, r in asked]
+            answers = write_readings(engine, behavior, given, separator, prompted)
         else:
             by_sentence = dict(zip(sentences, written, strict=True))
             answers = [by_sentence[s] for s, _ in asked]
@@ -91,20 +93,21 @@ def _figures(recipe: Recipe, readings: Readings, engine: SharedPrefix, prompted:
     return out
 
 
-def _write(
-    recipe: Recipe, engine: SharedPrefix, behavior: Behavior, asked: list[tuple[str, str]], prompted: bool
+def write_readings(
+    engine: Teacher, behavior: Behavior, asked: list[tuple[str, str]], separator: str, prompted: bool
 ) -> list[tuple[str, bool]]:
-    """The student's answers (text, finished) after each sentence's cue and what is given behind it."""
+    """What a model writes (text, finished) after each (sentence, what is given behind the cue).
+
+    It is shown the bare sentence, the separator and the cue, or with ``prompted`` the behavior's few-shot prompt.
+    """
     if prompted:
         prefix, prompts = behavior.prefix, [behavior.suffix(s) + given for s, given in asked]
-        stop: tuple[str, ...] = behavior.stop
+        stop = behavior.stop
     else:
-        prefix, prompts = "", [s + recipe.composing.separator + behavior.cue + given for s, given in asked]
-        stop = tuple({*behavior.stop, recipe.composing.separator})
-    found: dict[int, tuple[str, bool]] = {}
-    for index, answer in engine.answer(prefix, prompts, stop=stop, max_new_tokens=behavior.max_new_tokens):
-        found[index] = (answer.text, answer.finished)
-    return [found[n] for n in range(len(prompts))]
+        prefix, prompts = "", [s + separator + behavior.cue + given for s, given in asked]
+        stop = tuple(dict.fromkeys([*behavior.stop, separator]))
+    answers = dict(engine.answer(prefix, prompts, stop=stop, max_new_tokens=behavior.max_new_tokens))
+    return [(answers[n].text, answers[n].finished) for n in range(len(prompts))]
 
 
 def _verified(readings: Readings, behavior: str, sentence: str) -> dict[str, Any] | None:
