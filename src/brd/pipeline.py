@@ -90,7 +90,7 @@ class Pipeline:
             recipe.text.model_dump(exclude={"source"}),
             sources.fingerprint(recipe.text),
             recipe.composing.row_tokens,
-            recipe.training.model_dump(include={"weight_decay", "rows_per_step", "micro_rows", "dtype"}),
+            recipe.training.model_dump(include={"weight_decay", "rows_per_step", "micro_rows", "dtype", "compile"}),
             recipe.seed,
         )
 

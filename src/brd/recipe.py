@@ -139,7 +139,10 @@ class Healing(Section):
 
 
 class Training(Section):
-    """Causal LM training of each arm: the same steps, tokens and schedule for all."""
+    """Causal LM training of each arm: the same steps, tokens and schedule for all.
+
+    ``compile`` has torch compile the layers first, which takes a C++ compiler and some seconds.
+    """
 
     epochs: Annotated[float, Field(gt=0, le=1000)] = 1.0
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
@@ -149,6 +152,7 @@ class Training(Section):
     rows_per_step: Positive = 4
     micro_rows: Positive = 4
     dtype: Dtype = "auto"
+    compile: bool = False
     save_steps: Positive = 100
 
     @field_validator("micro_rows")

@@ -94,6 +94,35 @@ def test_the_chunked_loss_trains_as_the_models_own(
     assert losses["model"][-1] < losses["model"][0] - 0.1
 
 
+def test_compiled_layers_train_as_the_others(small: Any, tokens: Path, tmp_path: Path) -> None:
+    losses: dict[str, list[float]] = {"true": [], "false": []}
+    for name, log in losses.items():
+        loaded = small("training.learning_rate=1e-2", f"training.compile={name}")
+        tokenizer = student_tokenizer(loaded)
+        train(loaded, tokens, 5, tokenizer, tmp_path / name, lambda _, loss, log=log: log.append(loss))
+    assert losses["true"] == pytest.approx(losses["false"], rel=1e-4)
+    names, configs = [], []
+    for name in losses:
+        student = load_model(str(tmp_path / name), torch.float32)
+        names.append(list(student.state_dict()))
+        configs.append(student.config.to_dict() | {"_name_or_path": ""})
+    assert names[0] == names[1]
+    assert configs[0] == configs[1]
+    assert configs[0]["use_cache"]
+
+
+def test_where_torch_cannot_compile_the_error_is_one_line(
+    small: Any, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile(*_: Any) -> Any:
+        raise RuntimeError("no working C++ compiler found\nand much more")
+
+    monkeypatch.setattr(torch, "compile", compile)
+    loaded = small("training.compile=true")
+    with pytest.raises(BrdError, match=r"^training\.compile: torch cannot compile here \(no working.*found\); install"):
+        train(loaded, tokens, 5, student_tokenizer(loaded), tmp_path / "student")
+
+
 def test_a_student_whose_logits_are_capped_trains_by_its_own_loss(
     small: Any, tokens: Path, tmp_path: Path, tokenizer: Any
 ) -> None:

@@ -66,17 +66,39 @@ def load_student(recipe: Recipe, tokenizer: Any, start: Path | None = None) -> A
     return model
 
 
-def keep_layers(model: Any, keep: list[int]) -> None:
-    """Cut a model to the transformer layers with these numbers, in place; the config follows."""
+def compile_layers(model: Any) -> None:
+    """Have torch compile a model's transformer layers, one for all since they are alike, when they are first run."""
+    try:
+        torch.compile(torch.sin)(torch.zeros(8, device=model.device))
+    except Exception as error:
+        raise BrdError(
+            f"training.compile: torch cannot compile here ({_first(error)}); install a C++ compiler (Debian: g++) "
+            f"or leave training.compile out"
+        ) from None
+    found = _stack(model)
+    if found is None:
+        raise BrdError(f"training.compile: cannot tell which layers a {type(model).__name__} consists of")
+    for layer in found[2]:
+        layer.compile()
+
+
+def _stack(model: Any) -> tuple[Any, str, torch.nn.ModuleList] | None:
+    """Where the transformer layers are: the module that has them, by which name, and they; None if there is doubt."""
     stacks = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
         if isinstance(child, torch.nn.ModuleList) and len(child) == model.config.num_hidden_layers
     ]
-    if len(stacks) != 1:
+    return stacks[0] if len(stacks) == 1 else None
+
+
+def keep_layers(model: Any, keep: list[int]) -> None:
+    """Cut a model to the transformer layers with these numbers, in place; the config follows."""
+    found = _stack(model)
+    if found is None:
         raise BrdError(f"student.layers: cannot tell which layers of a {type(model).__name__} to keep")
-    parent, name, layers = stacks[0]
+    parent, name, layers = found
     if not keep or len(set(keep)) < len(keep) or max(keep) >= len(layers):
         raise BrdError(f"student.layers: should be different numbers from 0 to {len(layers) - 1} (got {keep})")
     kept = torch.nn.ModuleList(layers[n] for n in sorted(keep))

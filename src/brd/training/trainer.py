@@ -18,7 +18,7 @@ from brd.errors import BrdError
 from brd.recipe import Recipe
 from brd.training.loss import can_be_chunked, chunked_causal_loss
 from brd.training.memory import give_back_freed_memory, keep_freed_memory
-from brd.training.student import load_student
+from brd.training.student import compile_layers, load_student
 
 # The key of the line that ``watch``'s ending leaves in the Trainer's log, which is a part of every checkpoint.
 _WATCHED_END = "ended_by_watch"
@@ -127,6 +127,10 @@ def train(
     one_device = arguments.n_gpu <= 1 and arguments.world_size == 1
     example = torch.from_numpy(rows[0])[None, :_EXAMPLE_TOKENS]
     chunked = dtype != torch.float16 and one_device and can_be_chunked(model, example)
+    # Nothing is generated, and each layer's write to the cache would be compiled anew.
+    use_cache, model.config.use_cache = model.config.use_cache, False
+    if settings.compile:
+        compile_layers(model)
 
     class ChunkedTrainer(Trainer):
         def compute_loss(
@@ -155,6 +159,7 @@ def train(
     if interrupt.asked and trained < steps:
         raise KeyboardInterrupt
     losses = [(e["step"], round(float(e["loss"]), 4)) for e in trainer.state.log_history if "loss" in e]
+    model.config.use_cache = use_cache
     save(model, tokenizer, folder)
     shutil.rmtree(checkpoints, ignore_errors=True)
     parameters = model.num_parameters()
