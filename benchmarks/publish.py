@@ -2,13 +2,14 @@
 
     python benchmarks/publish.py RUN OUT
 
-Writes into OUT: readings.parquet (a recipe's `reading.known` takes it), teacher_a/ and teacher_b/ (a recipe's
-`evaluation.cache` takes OUT), scores.parquet (every arm, item by item), and the run's own summary.json, run.json,
-recipe.yaml and report.html. Readings quote the sentences that were read; scores name items by number.
+Writes into OUT: readings.parquet (a recipe's `reading.known` takes it); scores_a/ and scores_b/, of each half a folder
+an arm and the teacher's (a recipe's `evaluation.cache` takes one); state/, the run's manifests and figures; and its
+summary.json, run.json, recipe.yaml and report.html. Readings quote the sentences that were read. Scores name items by
+number, and where an item's candidates are its own, their letters are masked: length is what scores need of them.
 """
 
 import os
-import shutil
+import re
 import sys
 from pathlib import Path
 
@@ -33,26 +34,37 @@ def main(run: Path, out: Path) -> None:
     found = {r.key: r for part in (False, True) for *_, r in readings.all(part)}
     count = export(found.values(), out / "readings.parquet", NOTE)
     print(f"readings.parquet: {count} readings, {(out / 'readings.parquet').stat().st_size / 1e6:.2f} MB")
-    tables = []
-    for folder in sorted(run.glob("evaluation*/*")):
-        half = folder.parent.name.removeprefix("evaluation").lstrip("_")
-        if not folder.is_dir():
-            continue
-        if folder.name == "teacher":
-            shutil.copytree(folder, out / f"teacher_{half}".rstrip("_"), dirs_exist_ok=True)
-        for file in sorted(folder.glob("*.parquet")):
-            table = pq.read_table(file).drop_columns(["candidates", "prompt"])
-            for name, value in (("task", file.stem.rsplit(".", 1)[0]), ("half", half), ("arm", folder.name)):
-                table = table.add_column(0, name, pa.array([value] * len(table)).dictionary_encode())
-            tables.append(table.replace_schema_metadata(None))
-    if tables:
-        pq.write_table(pa.concat_tables(tables), out / "scores.parquet", compression="zstd", compression_level=19)
-        print(f"scores.parquet: {sum(map(len, tables))} rows, {(out / 'scores.parquet').stat().st_size / 1e6:.2f} MB")
+    for folder in sorted(run.glob("evaluation_?")):
+        scores = out / f"scores_{folder.name[-1]}"
+        for file in sorted(folder.glob("*/*.parquet")):
+            (scores / file.parent.name).mkdir(parents=True, exist_ok=True)
+            publish_scores(file, scores / file.parent.name / file.name)
+        rows = sum(pq.read_metadata(f).num_rows for f in scores.glob("*/*.parquet"))
+        size = sum(f.stat().st_size for f in scores.glob("*/*.parquet"))
+        print(f"{scores.name}: {rows} rows, {size / 1e6:.2f} MB")
+    for file in [*run.glob("steps/*.json"), *run.glob("reading_skill/*.json"), *run.glob("evaluation_?/*.json")]:
+        to = out / "state" / file.relative_to(run)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_text(placeless(file), encoding="utf-8")
     for name in ("summary.json", "run.json", "recipe.yaml", "report.html"):
         if (run / name).exists():
-            text = (run / name).read_text(encoding="utf-8")
-            # Where the data lay is nobody's business, and other people's lie elsewhere.
-            (out / name).write_text(text.replace(os.environ["BRD_DATA"].rstrip("/"), "$BRD_DATA"), encoding="utf-8")
+            (out / name).write_text(placeless(run / name), encoding="utf-8")
+
+
+def placeless(file: Path) -> str:
+    """A text file without where the data lay: nobody's business, and other people's lie elsewhere."""
+    text = file.read_text(encoding="utf-8")
+    return text.replace(os.environ["BRD_DATA"].rstrip("/"), "$BRD_DATA").replace(str(Path.cwd()), ".")
+
+
+def publish_scores(file: Path, to: Path) -> None:
+    table = pq.read_table(file)
+    candidates = table["candidates"].to_pylist()
+    if any(row != candidates[0] for row in candidates):
+        masked = [[re.sub("[A-Za-z0-9]", "x", text) for text in row] for row in candidates]
+        place = table.schema.get_field_index("candidates")
+        table = table.set_column(place, table.schema.field(place), pa.array(masked, table.schema.field(place).type))
+    pq.write_table(table, to, compression="zstd", compression_level=19)
 
 
 if __name__ == "__main__":
