@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brd.commands import scoring
+from brd.commands import scoring, sharing
 from brd.errors import BrdError
 
 if TYPE_CHECKING:
@@ -177,6 +177,8 @@ def preview(
 app.command()(scoring.score)
 app.command(name="tasks")(scoring.list_tasks)
 app.command()(scoring.contamination)
+app.command()(sharing.export)
+app.command()(sharing.push)
 
 
 def _load(name: str, overrides: list[str] | None) -> "Recipe":
