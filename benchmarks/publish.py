@@ -32,7 +32,8 @@ def main(run: Path, out: Path) -> None:
     loaded = recipe.load(str(run / "recipe.yaml"))
     readings = Readings(loaded, run / "readings")
     found = {r.key: r for part in (False, True) for *_, r in readings.all(part)}
-    count = export(found.values(), out / "readings.parquet", NOTE)
+    rows = sorted(found.values(), key=lambda r: (r.behavior, r.document, r.paragraph, r.sentence))
+    count = export(rows, out / "readings.parquet", NOTE)
     print(f"readings.parquet: {count} readings, {(out / 'readings.parquet').stat().st_size / 1e6:.2f} MB")
     for folder in sorted(run.glob("evaluation_?")):
         scores = out / f"scores_{folder.name[-1]}"

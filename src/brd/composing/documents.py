@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from brd.errors import BrdError
-from brd.reading.reader import Readings, ReadParagraph
+from brd.reading.reader import Readings, ReadParagraph, as_taught
 from brd.recipe import Composing, Recipe
 
 
@@ -64,14 +64,7 @@ def answer_of(
 
 def _rendered(readings: Readings, behavior: str, sentence: str, settings: Composing) -> str | None:
     reading = readings.get(behavior, sentence)
-    if reading is None:
-        return None
-    content = reading.parsed()
-    if reading.verdict == "verified" and content is not None:
-        return readings.behaviors[behavior].render(content)
-    if settings.verified_only or not reading.raw.strip():
-        return None
-    return " " + reading.raw.strip()
+    return None if reading is None else as_taught(readings.behaviors[behavior], reading, settings.verified_only)
 
 
 def shuffled_answers(recipe: Recipe, readings: Readings) -> AnswerOf:

@@ -18,7 +18,7 @@ from brd.reading.store import (
     Store,
     load,
     load_answers,
-    read_table,
+    read_batches,
     reading_key,
     with_judgement,
     write_table,
@@ -243,19 +243,25 @@ def _save_paragraphs(folder: Path, chosen: list[ReadParagraph]) -> None:
 
 def load_paragraphs(folder: Path) -> list[ReadParagraph]:
     """The paragraphs that were chosen for reading, in the order of the corpus."""
-    table = read_table(folder / "paragraphs.parquet")
-    columns = [table[name].to_pylist() for name in _PARAGRAPHS.names]
-    return [
-        ReadParagraph(
-            document,
-            index,
-            text,
-            held_out,
-            tuple(Span(a, b) for a, b in zip(starts, ends, strict=True)),
-            tuple(readable),
-        )
-        for document, index, text, held_out, starts, ends, readable in zip(*columns, strict=True)
-    ]
+    return list(iter_paragraphs(folder))
+
+
+def iter_paragraphs(folder: Path) -> Iterator[ReadParagraph]:
+    """The same, a few in memory at a time."""
+    for batch in read_batches(folder / "paragraphs.parquet", 1024):
+        columns = [batch.column(name).to_pylist() for name in _PARAGRAPHS.names]
+        for document, index, text, held_out, starts, ends, readable in zip(*columns, strict=True):
+            spans = tuple(Span(a, b) for a, b in zip(starts, ends, strict=True))
+            yield ReadParagraph(document, index, text, held_out, spans, tuple(readable))
+
+
+def reading_names(recipe: Recipe, folder: Path, behaviors: dict[str, Behavior]) -> dict[str, tuple[str, str, int]]:
+    """What ``reading_key`` takes beside the sentence, by behavior: of the teacher that read into the folder."""
+    identity = json.loads((folder / "teacher.json").read_text())["hash"]
+    return {
+        name: (identity, prompt_hash(b), min(b.max_new_tokens, recipe.teacher.max_new_tokens))
+        for name, b in behaviors.items()
+    }
 
 
 class Readings:
@@ -264,11 +270,7 @@ class Readings:
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.paragraphs = load_paragraphs(folder)
         self.behaviors = load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars)
-        identity = json.loads((folder / "teacher.json").read_text())["hash"]
-        self._names = {
-            name: (identity, prompt_hash(b), min(b.max_new_tokens, recipe.teacher.max_new_tokens))
-            for name, b in self.behaviors.items()
-        }
+        self._names = reading_names(recipe, folder, self.behaviors)
         keys = (
             reading_key(*name, p.sentence(n))
             for p in self.paragraphs
@@ -288,6 +290,20 @@ class Readings:
                     for name in self.behaviors:
                         if reading := self.get(name, paragraph.sentence(number)):
                             yield paragraph, number, reading
+
+
+def as_taught(behavior: Behavior, reading: Reading, verified_only: bool) -> str | None:
+    """What follows the cue where the reading is taught, or None where it is not usable.
+
+    Verified readings stand in their canonical form, rejected and malformed ones (unless ``verified_only``) as the
+    teacher wrote them.
+    """
+    content = reading.parsed()
+    if reading.verdict == "verified" and content is not None:
+        return behavior.render(content)
+    if verified_only or not reading.raw.strip():
+        return None
+    return " " + reading.raw.strip()
 
 
 def funnel(readings: Readings) -> dict[str, Any]:

@@ -9,11 +9,14 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -185,20 +188,54 @@ class Store:
         return path.open("a", encoding="utf-8")
 
 
+class Lookup:
+    """Finds the readings of a folder by key without holding them: 40 bytes of memory for each that is stored."""
+
+    def __init__(self, folder: Path) -> None:
+        self._shards = sorted(folder.glob("readings-*.parquet"))
+        found = [np.array(read_table(shard, ["key"])["key"].to_pylist(), dtype="S32") for shard in self._shards]
+        self._starts = np.cumsum([0, *map(len, found)])
+        keys = np.concatenate([np.empty(0, dtype="S32"), *found])
+        self._order = np.argsort(keys)
+        self._keys = keys[self._order]
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def where(self, keys: Sequence[str]) -> npt.NDArray[np.intp]:
+        """The rows of these keys, over all shards laid end to end; -1 for a key that is not there."""
+        wanted = np.array(keys, dtype="S32")
+        if not len(self):
+            return np.full(len(wanted), -1, dtype=np.intp)
+        at = np.minimum(np.searchsorted(self._keys, wanted), len(self) - 1)
+        return np.where(self._keys[at] == wanted, self._order[at], -1)
+
+    def readings(self, rows: npt.NDArray[np.intp]) -> Iterator[Reading]:
+        """The readings of these rows (ascending), of one shard at a time."""
+        cuts = np.searchsorted(rows, self._starts)
+        for number, shard in enumerate(self._shards):
+            if len(inside := rows[cuts[number] : cuts[number + 1]]):
+                yield from _readings(read_table(shard).take(pa.array(inside - self._starts[number])))
+
+
 # What a teacher was paid for; the rest follows from the corpus and the verifier.
 _TRAVELLING = ("key", "behavior", "text", "raw", "finished", "teacher", "prompt_hash", "prompt_tokens", "new_tokens")
+# Readings that are written at once.
+_GROUP = 10_000
 
 
-def export(readings: Iterable[Reading], path: Path, note: str) -> int:
+def export(readings: Iterable[Reading], path: Path, note: str, columns: Sequence[str] = _TRAVELLING) -> int:
     """Write readings as one Parquet file that other runs take as ``reading.known``; returns how many.
 
     ``note`` (source and licence of the sentences) stands in the file's metadata under ``note``.
     """
-    rows = sorted(readings, key=lambda r: (r.behavior, r.document, r.paragraph, r.sentence))
-    table = pa.table({name: [getattr(r, name) for r in rows] for name in _TRAVELLING})
-    table = table.cast(pa.schema([SCHEMA.field(name) for name in _TRAVELLING], metadata={"note": note}))
-    write_table(table, path)
-    return len(rows)
+    schema = pa.schema([SCHEMA.field(name) for name in columns], metadata={"note": note})
+    stream, count = iter(readings), 0
+    with _whole(path) as scratch, pq.ParquetWriter(scratch, schema, compression="zstd") as writer:
+        while rows := list(islice(stream, _GROUP)):
+            writer.write_table(pa.table({name: [getattr(r, name) for r in rows] for name in columns}, schema=schema))
+            count += len(rows)
+    return count
 
 
 def load_answers(paths: Iterable[Path]) -> dict[str, Answer]:
@@ -242,16 +279,34 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns)
     except (pa.ArrowInvalid, OSError) as error:
-        raise BrdError(
-            f"{path}: damaged ({str(error).splitlines()[0]}); move it away and run the same command again"
-        ) from None
+        raise _damaged(path, error) from None
+
+
+def read_batches(path: Path, rows: int) -> Iterator[pa.RecordBatch]:
+    """The same, so many rows at a time."""
+    try:
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(rows)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> BrdError:
+    return BrdError(f"{path}: damaged ({str(error).splitlines()[0]}); move it away and run the same command again")
 
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Write Parquet so that the file is whole or absent."""
+    with _whole(path) as scratch:
+        pq.write_table(table, scratch, compression="zstd")
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A scratch file that takes the place of ``path`` when the block has ended well."""
     scratch = path.with_name(path.name + ".tmp")
     try:
-        pq.write_table(table, scratch, compression="zstd")
+        yield scratch
         with scratch.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(scratch, path)
