@@ -40,9 +40,9 @@ def main(run: Path, out: Path) -> None:
         for file in sorted(folder.glob("*/*.parquet")):
             (scores / file.parent.name).mkdir(parents=True, exist_ok=True)
             publish_scores(file, scores / file.parent.name / file.name)
-        rows = sum(pq.read_metadata(f).num_rows for f in scores.glob("*/*.parquet"))
+        items = sum(pq.read_metadata(f).num_rows for f in scores.glob("*/*.parquet"))
         size = sum(f.stat().st_size for f in scores.glob("*/*.parquet"))
-        print(f"{scores.name}: {rows} rows, {size / 1e6:.2f} MB")
+        print(f"{scores.name}: {items} items, {size / 1e6:.2f} MB")
     for file in [*run.glob("steps/*.json"), *run.glob("reading_skill/*.json"), *run.glob("evaluation_?/*.json")]:
         to = out / "state" / file.relative_to(run)
         to.parent.mkdir(parents=True, exist_ok=True)
