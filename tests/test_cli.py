@@ -29,7 +29,8 @@ def test_help_is_quick(brd: Brd) -> None:
     done = brd("--help")
     assert time.perf_counter() - start < 0.5
     assert done.returncode == 0
-    for command in ("run", "demo", "read", "compose", "train", "evaluate", "report", "validate", "preview", "score"):
+    steps = ("read", "compose", "train", "evaluate", "report")
+    for command in ("run", "demo", *steps, "validate", "preview", "audit", "score"):
         assert f"  {command} " in done.stdout
 
 
@@ -54,7 +55,8 @@ def test_the_whole_road(brd: Brd, recipe_file: Any, tmp_path: Path) -> None:
     assert summary["trained_tokens"]["base"] == 0
     about = json.loads((out / "run.json").read_text())
     assert {"versions", "hardware", "seed", "fingerprints", "commit"} <= set(about)
-    assert "<html" in (out / "report.html").read_text(encoding="utf-8")
+    assert 'id="audit"' in (out / "report.html").read_text(encoding="utf-8")
+    assert json.loads((out / "audit.json").read_text())["behaviors"]["ner"]["asked"] > 0
     assert (out / "metrics.jsonl").read_text().count('"train_step"') > 0
 
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -18,7 +18,7 @@ from brd.reading.store import (
     Store,
     load,
     load_answers,
-    read_table,
+    read_pieces,
     reading_key,
     with_judgement,
     write_table,
@@ -106,16 +106,10 @@ def read(
         (folder / "teacher.json").write_text(json.dumps({"hash": identity, **teacher.identity()}, indent=2) + "\n")
         for behavior in behaviors.values():
             _read_behavior(recipe, behavior, teacher, identity, known, chosen, store, counts, progress)
-        drop = recipe.reading.drop_bad_entities
 
         def judge(reading: Reading) -> Reading:
             behavior = behaviors.get(reading.behavior)
-            if behavior is None:
-                return reading
-            return with_judgement(
-                reading,
-                behavior.judge(reading.raw, reading.text, finished=reading.finished, drop_bad_parts=drop),
-            )
+            return reading if behavior is None else _judged(reading, behavior, recipe)
 
         store.rejudge(judge)
     return counts
@@ -159,6 +153,13 @@ def _read_behavior(
                 progress(behavior.name, done, total)
 
 
+def _judged(reading: Reading, behavior: Behavior, recipe: Recipe) -> Reading:
+    drop = recipe.reading.drop_bad_entities
+    return with_judgement(
+        reading, behavior.judge(reading.raw, reading.text, finished=reading.finished, drop_bad_parts=drop)
+    )
+
+
 def _reading(
     key: str,
     paragraph: ReadParagraph,
@@ -169,10 +170,7 @@ def _reading(
     prompt: str,
     recipe: Recipe,
 ) -> Reading:
-    span, sentence = paragraph.spans[number], paragraph.sentence(number)
-    judgement = behavior.judge(
-        answer.text, sentence, finished=answer.finished, drop_bad_parts=recipe.reading.drop_bad_entities
-    )
+    span = paragraph.spans[number]
     blank = Reading(
         key=key,
         document=paragraph.document,
@@ -180,7 +178,7 @@ def _reading(
         sentence=number,
         start=span.start,
         end=span.end,
-        text=sentence,
+        text=paragraph.sentence(number),
         behavior=behavior.name,
         raw=answer.text,
         finished=answer.finished,
@@ -194,7 +192,7 @@ def _reading(
         prompt_tokens=answer.prompt_tokens,
         new_tokens=answer.new_tokens,
     )
-    return with_judgement(blank, judgement)
+    return _judged(blank, behavior, recipe)
 
 
 def teacher_hash(teacher: Teacher) -> str:
@@ -243,19 +241,25 @@ def _save_paragraphs(folder: Path, chosen: list[ReadParagraph]) -> None:
 
 def load_paragraphs(folder: Path) -> list[ReadParagraph]:
     """The paragraphs that were chosen for reading, in the order of the corpus."""
-    table = read_table(folder / "paragraphs.parquet")
-    columns = [table[name].to_pylist() for name in _PARAGRAPHS.names]
-    return [
-        ReadParagraph(
-            document,
-            index,
-            text,
-            held_out,
-            tuple(Span(a, b) for a, b in zip(starts, ends, strict=True)),
-            tuple(readable),
-        )
-        for document, index, text, held_out, starts, ends, readable in zip(*columns, strict=True)
-    ]
+    return list(each_paragraph(folder))
+
+
+def each_paragraph(folder: Path) -> Iterator[ReadParagraph]:
+    """The same, a few at a time in memory."""
+    for table in read_pieces(folder / "paragraphs.parquet", 1024):
+        columns = [table[name].to_pylist() for name in _PARAGRAPHS.names]
+        for document, index, text, held_out, starts, ends, readable in zip(*columns, strict=True):
+            spans = tuple(Span(a, b) for a, b in zip(starts, ends, strict=True))
+            yield ReadParagraph(document, index, text, held_out, spans, tuple(readable))
+
+
+def reading_names(recipe: Recipe, folder: Path, behaviors: dict[str, Behavior]) -> dict[str, tuple[str, str, int]]:
+    """What ``reading_key`` takes beside the sentence, by behavior: of the teacher that read into the folder."""
+    identity = json.loads((folder / "teacher.json").read_text())["hash"]
+    return {
+        name: (identity, prompt_hash(b), min(b.max_new_tokens, recipe.teacher.max_new_tokens))
+        for name, b in behaviors.items()
+    }
 
 
 class Readings:
@@ -264,11 +268,7 @@ class Readings:
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.paragraphs = load_paragraphs(folder)
         self.behaviors = load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars)
-        identity = json.loads((folder / "teacher.json").read_text())["hash"]
-        self._names = {
-            name: (identity, prompt_hash(b), min(b.max_new_tokens, recipe.teacher.max_new_tokens))
-            for name, b in self.behaviors.items()
-        }
+        self._names = reading_names(recipe, folder, self.behaviors)
         keys = (
             reading_key(*name, p.sentence(n))
             for p in self.paragraphs
