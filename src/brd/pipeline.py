@@ -63,7 +63,7 @@ class Pipeline:
                 "read",
                 recipe.text.model_dump(exclude={"source"}),
                 sources.fingerprint(recipe.text),
-                recipe.reading.model_dump(exclude={"shard_rows", "known"}),
+                recipe.reading.model_dump(exclude={"shard_rows", "known", "floor", "floor_window"}),
                 recipe.teacher.model_dump(exclude={"batch_size"}),
                 _model_stamp(recipe.teacher.model),
                 prompts,

@@ -95,6 +95,16 @@ def test_every_reading_is_met_once_a_few_at_a_time(tmp_path: Path) -> None:
         list(every(tmp_path))
 
 
+def test_the_last_readings_come_in_their_order(tmp_path: Path) -> None:
+    with Store(tmp_path, shard_rows=3) as store:
+        for n in range(8):
+            store.append(readings(n))
+        assert [r.sentence for r in store.last(lambda r: True, 4)] == [4, 5, 6, 7]
+        assert [r.sentence for r in store.last(lambda r: r.sentence % 3 == 0, 2)] == [3, 6]
+        assert [r.sentence for r in store.last(lambda r: r.sentence < 2, 9)] == [0, 1]
+        assert store.last(lambda r: False, 9) == []
+
+
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     with Store(tmp_path), pytest.raises(BrdError, match="another process"), Store(tmp_path):
         pass

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from brd.errors import BrdError
 from brd.reading.behavior import Behavior, load_behaviors, prompt_hash
+from brd.reading.floor import Floor
 from brd.reading.store import (
     Reading,
     Store,
@@ -93,7 +94,8 @@ def read(
 ) -> Counter[str]:
     """Read the corpus into ``folder``; returns counts. An interrupted call goes on where it stopped.
 
-    ``progress`` is told (behavior, done, of) now and then. Raises BrdError when a part has no sentence.
+    ``progress`` is told (behavior, done, of) now and then. Raises BrdError when a part has no sentence, and when too
+    few answers are verified (``reading.floor``).
     """
     counts: Counter[str] = Counter()
     with Store(folder, recipe.reading.shard_rows) as store:
@@ -137,6 +139,7 @@ def _read_behavior(
                 places.setdefault(key, (paragraph, number))
     if paid := [key for key in places if key in known]:
         store.append(_reading(key, *places.pop(key), behavior, known[key], identity, prompt, recipe) for key in paid)
+    floor = _floor(recipe, behavior, (identity, prompt, limit), store)
     counts[f"{behavior.name}_known_before"] = total - len(places)
     done = total - len(places)
     pending = iter(places.items())
@@ -144,13 +147,28 @@ def _read_behavior(
         suffixes = [behavior.suffix(paragraph.sentence(number)) for _, (paragraph, number) in window]
         for index, answer in teacher.answer(behavior.prefix, suffixes, stop=behavior.stop, max_new_tokens=limit):
             key, (paragraph, number) = window[index]
-            store.append([_reading(key, paragraph, number, behavior, answer, identity, prompt, recipe)])
+            reading = _reading(key, paragraph, number, behavior, answer, identity, prompt, recipe)
+            store.append([reading])
+            floor.saw(reading)
             done += 1
             counts[f"{behavior.name}_asked"] += 1
             counts["prompt_tokens"] += answer.prompt_tokens
             counts["new_tokens"] += answer.new_tokens
             if progress:
                 progress(behavior.name, done, total)
+
+
+def _floor(recipe: Recipe, behavior: Behavior, name: tuple[str, str, int], store: Store) -> Floor:
+    """The alarm of a behavior, which knows its last answers to this prompt from earlier calls, judged anew."""
+    settings = recipe.reading
+    if settings.floor is None:
+        return Floor(settings, behavior.name, store.folder.parent)
+
+    def wanted(reading: Reading) -> bool:
+        return reading.behavior == behavior.name and reading.key == reading_key(*name, reading.text)
+
+    before = (_judged(reading, behavior, recipe) for reading in store.last(wanted, settings.floor_window))
+    return Floor(settings, behavior.name, store.folder.parent, before)
 
 
 def _judged(reading: Reading, behavior: Behavior, recipe: Recipe) -> Reading:

@@ -7,6 +7,7 @@ for stays in the store even when a later recipe does not want it; what a recipe 
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -165,6 +166,16 @@ class Store:
                 changed += sum(a != b for a, b in zip(before, after, strict=True))
                 _write(shard, after)
         return changed
+
+    def last(self, wanted: Callable[[Reading], bool], most: int) -> list[Reading]:
+        """The readings that came in last among those that are wanted, at most so many, in their order."""
+        found: list[Reading] = []
+        shards = (_readings(read_table(path)) for path in reversed(self.shards()))
+        for readings in itertools.chain([self._open], shards):
+            found += itertools.islice(filter(wanted, reversed(readings)), most - len(found))
+            if len(found) == most:
+                break
+        return found[::-1]
 
     def _write_journal(self) -> TextIO:
         path = self.folder / "journal.jsonl"
