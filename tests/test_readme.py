@@ -72,7 +72,11 @@ def test_commands(brd: Callable[..., Any], tmp_path: Path, tiny_model: Path, com
         small.append(f"teacher.model={tiny_model}")
     if "student." not in command:
         small.append(f"student.model={tiny_model}")
-    done = brd(*shlex.split(command)[1:], *(part for key in small for part in ("--set", key)))
+    sets = [part for key in small for part in ("--set", key)]
+    if " audit " in command:
+        assert brd("read", "demo", *sets).returncode == 0
+        sets = []
+    done = brd(*shlex.split(command)[1:], *sets)
     assert done.returncode == 0, done.stderr
     if " run " in command:
         assert next(tmp_path.glob("runs/*/report.html")).stat().st_size > 10_000

@@ -174,6 +174,31 @@ def preview(
     show(_load(recipe, set_), n)
 
 
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder in which something was read.")],
+    entities: Annotated[
+        Path | None, typer.Option("--entities", help="Annotated names (CoNLL, IOB) that its teacher is asked for.")
+    ] = None,
+    answers: Annotated[
+        Path | None, typer.Option("--answers", help="Annotated answers (SQuAD's JSON) that its teacher is asked for.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="So many annotated sentences of each.")] = None,
+) -> None:
+    """What was read: verdicts, reasons with examples, names and questions, repeats; also audit.json."""
+    from brd import audit as step
+    from brd.console import Console
+    from brd.run import read_json
+
+    recipe = step.run_recipe(run)
+    asked = step.annotations(recipe, entities, answers, limit or recipe.evaluation.gold_limit)
+    with Console() as console:
+        step.audit(recipe, run, console)
+        if asked:
+            step.against_gold(recipe, run, asked)
+    print(step.tables(read_json(run / "audit.json")))
+
+
 app.command()(scoring.score)
 app.command(name="tasks")(scoring.list_tasks)
 app.command()(scoring.contamination)

@@ -63,7 +63,7 @@ class Pipeline:
                 "read",
                 recipe.text.model_dump(exclude={"source"}),
                 sources.fingerprint(recipe.text),
-                recipe.reading.model_dump(exclude={"shard_rows", "known"}),
+                recipe.reading.model_dump(exclude={"shard_rows", "known", "floor", "floor_window"}),
                 recipe.teacher.model_dump(exclude={"batch_size"}),
                 _model_stamp(recipe.teacher.model),
                 prompts,
@@ -130,7 +130,10 @@ class Pipeline:
         return fingerprint("evaluate", self.skill_print(arm), tasks, settings)
 
     def report_print(self) -> str:
-        return fingerprint("report", {arm: self.evaluate_print(arm) for arm in self.evaluated}, self.recipe.name)
+        # What `brd audit` asked the teacher afterwards stands in the page too.
+        gold = (read_json(self.run.path / "audit.json") or {}).get("gold")
+        evaluated = {arm: self.evaluate_print(arm) for arm in self.evaluated}
+        return fingerprint("report", evaluated, self.recipe.name, *([gold] if gold else []))
 
     @property
     def evaluated(self) -> list[str]:
@@ -346,10 +349,11 @@ class Pipeline:
             self.console.say(f"  {evaluation_line(arm, read_json(out))}")
 
     def report(self) -> None:
-        """Scores to summary.json, run.json and report.html."""
+        """Scores to summary.json, run.json, audit.json and report.html."""
         self._needs("evaluate", [f"{self._evaluate}.{arm}" for arm in self.evaluated])
 
         def work() -> dict[str, Any]:
+            from brd.audit import audit
             from brd.reading.reader import Readings
             from brd.report.build import render
             from brd.summary import readings_for_report, summarise
@@ -360,7 +364,8 @@ class Pipeline:
             losses = {
                 arm: [(int(s), float(v)) for s, v in self.result(f"train.{arm}")["losses"]] for arm in self.trained
             }
-            page = render(summary, about, self.recipe.model_dump(), readings_for_report(readings), losses)
+            found, recipe = audit(self.recipe, self.run.path, self.console), self.recipe.model_dump()
+            page = render(summary, about, recipe, readings_for_report(readings), losses, found)
             write_json(self.run.path / "run.json", about)
             write_json(self.run.path / "summary.json", summary)
             scratch = self.run.path / "report.html.tmp"

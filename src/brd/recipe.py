@@ -53,6 +53,7 @@ class Reading(Section):
     """What is read: how many sentences of the training and of the held-out documents, by which behaviors.
 
     ``known`` are Parquet files of readings that others paid for (``brd export``); what they hold is not asked again.
+    Reading stops where less than ``floor`` of a behavior's last ``floor_window`` answers are verified (never: null).
     """
 
     behaviors: Annotated[list[str], Field(min_length=1)] = list(BEHAVIORS)
@@ -62,6 +63,8 @@ class Reading(Section):
     drop_bad_entities: bool = True
     shard_rows: Positive = 5000
     known: list[str] = []
+    floor: Share | None = None
+    floor_window: Positive = 500
 
     @field_validator("behaviors")
     @classmethod

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brd.reading.behavior import exemplars, load_behaviors, one_line, prompt_hash
+from brd.reading.behavior import WithTraits, exemplars, load_behaviors, one_line, prompt_hash
 
 BEHAVIORS = load_behaviors(["ner", "qra"])
 NER, QRA = BEHAVIORS["ner"], BEHAVIORS["qra"]
@@ -28,6 +28,8 @@ def test_any_text_is_judged_without_an_exception(name: str, raw: str, sentence: 
     if judgement.verdict == "verified" and judgement.content is not None:
         again = behavior.judge(behavior.render(judgement.content), sentence)
         assert (again.verdict, again.content) == ("verified", judgement.content)
+        assert isinstance(behavior, WithTraits)
+        assert all(trait.about and trait.value != "" for trait in behavior.traits(judgement.content))
         for entity in judgement.content.get("entities", []):
             assert one_line(sentence)[entity["start"] : entity["end"]] == entity["text"]
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import Brd, Scripted, everything, failed, ok, read_into, recipe_in
+from read_runs import Brd, Scripted, everything, failed, ok, read_into, recipe_in
 
 from brd import recipe as recipes
 from brd.composing.compose import compose_lessons

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from scripted import Brd, everything, failed, ok, read_into, recipe_in
+from read_runs import Brd, everything, failed, ok, read_into, recipe_in
 
 from brd.reading.behavior import load_behaviors, prompt_hash
 from brd.reading.card import FIELDS, public

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from brd.errors import BrdError
-from brd.reading.store import SCHEMA, Reading, Store, load, reading_key
+from brd.reading.store import SCHEMA, Reading, Store, every, load, reading_key
 
 BLANK = Reading(
     key="", document="a.txt", paragraph=0, sentence=0, start=0, end=5, text="Oslo.", behavior="ner", raw=" none",
@@ -79,6 +79,30 @@ def test_rows_that_are_both_sealed_and_in_the_journal_count_once(tmp_path: Path)
     with Store(tmp_path) as store:
         store.append(readings(2))
     assert keys(tmp_path) == ["k0", "k1", "k2"]
+
+
+def test_every_reading_is_met_once_a_few_at_a_time(tmp_path: Path) -> None:
+    with Store(tmp_path, shard_rows=3) as store:
+        store.append(readings(0, 1, 2))
+        store.append(readings(3, 4))
+        journal = (tmp_path / "journal.jsonl").read_text()
+        assert [[r.key for r in some] for some in every(tmp_path, rows=2)] == [["k3", "k4"], ["k0", "k1"], ["k2"]]
+    (tmp_path / "journal.jsonl").write_text(journal + '{"key": "k5", "docu')
+    assert sorted(r.key for some in every(tmp_path) for r in some) == ["k0", "k1", "k2", "k3", "k4"]
+    assert list(every(tmp_path / "nowhere")) == []
+    (tmp_path / "readings-00002.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(BrdError, match=r"readings-00002.parquet: damaged"):
+        list(every(tmp_path))
+
+
+def test_the_last_readings_come_in_their_order(tmp_path: Path) -> None:
+    with Store(tmp_path, shard_rows=3) as store:
+        for n in range(8):
+            store.append(readings(n))
+        assert [r.sentence for r in store.last(lambda r: True, 4)] == [4, 5, 6, 7]
+        assert [r.sentence for r in store.last(lambda r: r.sentence % 3 == 0, 2)] == [3, 6]
+        assert [r.sentence for r in store.last(lambda r: r.sentence < 2, 9)] == [0, 1]
+        assert store.last(lambda r: False, 9) == []
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:

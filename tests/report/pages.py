@@ -163,7 +163,7 @@ LOSSES = {"further": [(1, 3.5), (2, 3.4)], "brd": [(1, 3.0), (2, 2.5)]}
 
 def a_page(**changes: Any) -> str:
     given = {"summary": a_summary(), "provenance": PROVENANCE, "recipe": RECIPE, "readings": READINGS, "losses": LOSSES}
-    return render(**{**given, **changes})
+    return render(**{**given, "audit": an_audit(), **changes})
 
 
 def each_value(tree: Any, change: Any) -> Any:
@@ -195,13 +195,60 @@ def hostile_page() -> str:
     kept = ("behavior", "verdict", "held_out")
     readings = [{**hostile(r), **{key: r[key] for key in kept}} for r in READINGS]
     readings[0]["document"] = "bad name \udcff"
+    audit = hostile(an_audit())
+    for behavior in audit["behaviors"].values():
+        behavior["labels"] = {HOSTILE: behavior["labels"]["type of entity"]}
+        behavior["numbers"] = {HOSTILE: behavior["numbers"]["words of the answer"]}
+    audit["behaviors"][HOSTILE], audit["gold"][HOSTILE] = audit["behaviors"].pop("qra"), audit["gold"].pop("answers")
+    audit["sentences"]["scripts"] = {HOSTILE: 1}
     return a_page(
         summary=summary,
         provenance={**hostile(PROVENANCE), HOSTILE: HOSTILE},
         recipe=hostile(RECIPE) | {"name": "\udcff"},
         readings=readings,
         losses={HOSTILE: [(1, 2.0), (2, 1.0)]},
+        audit=audit,
     )
+
+
+def an_audit() -> dict[str, Any]:
+    counts = {
+        "asked": 3, "well_formed": 2, "verified": 1, "grounded": 0, "empty": 0, "parts": 3, "parts_verified": 1,
+    }  # fmt: skip
+    one = {"n": 4, "distinct": 3, "shared": 2, "exact": True, "commonest": [{"text": "Ada Berg", "n": 2}]}
+    about = {**one, "exact": False}
+    reason = {"reason": "not a name", "n": 1, "examples": [{"sentence": "Rain fell.", "raw": " rain (event)"}]}
+    behavior = {
+        **counts,
+        "not_asked": 0,
+        "by_length": [{"words": "1 to 8", **counts}, {"words": "40 or more", **dict.fromkeys(counts, 0)}],
+        "reasons": [reason],
+        "dropped": [reason],
+        "repeats": one,
+        "labels": {
+            "type of entity": {**about, "rows": [{"label": "person", **about}, {"label": "work", "n": 1}]},
+            "question is about": {"n": 2, "rows": [{"label": "content", "n": 2}]},
+        },
+        "numbers": {"words of the answer": {"n": 4, "mean": 3.5, "median": 3, "p90": 5, "most": 9}},
+        "scripts": {"Latin": 3},
+        "other_scripts": [{**reason, "reason": "Han"}],
+    }
+    f1 = {"f1": 0.5, "low": 0.25, "high": 0.75}
+    return {
+        "run": "small",
+        "finished": True,
+        "language": "en",
+        "sentences": {
+            "places": 4, "distinct": 3, "repeated": 2, "scripts": {"Latin": 4},
+            "commonest": [{"text": "Ada reads.", "n": 2}],
+        },
+        "other_readings": 7,
+        "behaviors": {"ner": behavior, "qra": behavior},
+        "gold": {
+            "entities": {"file": "gold.iob2", "same_teacher": True, "n": 9, **f1, "precision": 0.625, "recall": None},
+            "answers": {"file": "squad.json", "same_teacher": False, "n": 8, **f1, "exact_match": 0.375},
+        },
+    }  # fmt: skip
 
 
 class Page(HTMLParser):

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module, resources
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import yaml
 
@@ -68,6 +68,28 @@ class Behavior(Protocol):
 
     def agreement(self, pairs: Sequence[tuple[str, dict[str, Any]]]) -> float | None:
         """A figure from 0 to 1 over (student's text after ``given``, teacher's content); None without pairs."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Trait:
+    """Something about a reading that an audit counts. ``about`` heads its table.
+
+    ``value`` is a label such as a type of entity, or a number such as that of an answer's words. Of what a label is
+    given to, ``name`` is told apart and counted (names of persons, questions with `who`); it may be empty.
+    """
+
+    about: str
+    value: str | int
+    name: str = ""
+
+
+@runtime_checkable
+class WithTraits(Protocol):
+    """A behavior that has figures of its own in an audit. Without this method it has those that all have."""
+
+    def traits(self, content: dict[str, Any]) -> Iterable[Trait]:
+        """What is counted of a verified reading."""
         ...
 
 

@@ -1,10 +1,10 @@
 """NER: the named entities of a sentence with their types and a short description (paper, basic reading behaviors)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from brd.reading.behavior import FUNCTION_WORDS, Judgement, exemplars, one_line
+from brd.reading.behavior import FUNCTION_WORDS, Judgement, Trait, exemplars, one_line
 
 TYPES = ("person", "organization", "location", "date", "event", "product", "work", "other")
 # What models write for a type of the list.
@@ -129,6 +129,11 @@ class NamedEntities:
             written += len(mine)
             wanted += len(teachers)
         return 2 * matched / (written + wanted) if pairs else None
+
+    def traits(self, content: dict[str, Any]) -> Iterator[Trait]:
+        yield Trait("entities of a sentence", len(content["entities"]))
+        for entity in content["entities"]:
+            yield Trait("type of entity", entity["type"], entity["text"])
 
 
 def _from_yaml(line: str) -> dict[str, Any]:

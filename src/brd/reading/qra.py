@@ -2,10 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from brd.reading.behavior import Judgement, content_words, exemplars, grounded_share, one_line, stem, words
+from brd.reading.behavior import Judgement, Trait, content_words, exemplars, grounded_share, one_line, stem, words
 
 # Words of the talk about sentences: an answer about structure or attitude needs them and no sentence holds them.
 _FRAMING = frozenset(
@@ -13,6 +13,18 @@ _FRAMING = frozenset(
     for w in """positive negative neutral mixed contrast contrasts compare compares comparison reason cause effect
     result example list order first second sentence writer speaker author feeling feels attitude opinion praise
     praises critical approval doubt doubtful says mentions describes states called explains gives shows""".split()
+)
+# What a question is about, as far as its words show (English); all others are about the content.
+_ABOUT = {
+    "attitude": """positive negative neutral mixed feeling feelings feel feels attitude opinion praise praises critical
+    approve approval doubt doubtful""",
+    "structure": "contrast contrasts contrasted compare compares compared comparison reason cause list example",
+}
+_STEMS = {about: frozenset(map(stem, found.split())) for about, found in _ABOUT.items()}
+_QUESTION_WORDS = ("what", "who", "whom", "whose", "which", "when", "where", "why", "how")
+_AUXILIARIES = frozenset(
+    """is are was were am be do does did has have had can could will would shall should may might must isn't aren't
+    wasn't weren't don't doesn't didn't hasn't haven't hadn't can't couldn't won't wouldn't shouldn't""".split()
 )
 _VERDICT_WORDS = ("yes", "no", "positive", "negative", "neutral", "mixed")
 _REASON = re.compile(r"^(?P<verdict>\w+)\W+(?:because|since|as)\b(?P<reason>.+)$", re.IGNORECASE | re.DOTALL)
@@ -88,6 +100,31 @@ class QuestionAndAnswer:
         """Mean F1 of the answers' words with the teacher's question given, as in SQuAD (articles left out)."""
         scores = [word_f1(raw.strip().split("\n")[0], reference["answer"]) for raw, reference in pairs]
         return sum(scores) / len(scores) if scores else None
+
+    def traits(self, content: dict[str, Any]) -> Iterator[Trait]:
+        question, answer = content["question"], content["answer"]
+        yield Trait("question begins with", _beginning(question), question)
+        yield Trait("question is about", _about(question))
+        yield Trait("words of the question", len(question.split()))
+        yield Trait("words of the answer", len(answer.split()))
+
+
+def _beginning(question: str) -> str:
+    """The word that says what is asked for (English); ``yes or no`` for what begins as such questions do."""
+    first, second, *_ = [*words(question)[:2], "", ""]
+    if first == "how" and second in ("many", "much", "long", "often", "far", "old"):
+        return f"how {second}"
+    if first in _QUESTION_WORDS:
+        return first
+    if first in _AUXILIARIES:
+        return "yes or no"
+    # "In which year", "To whom".
+    return second if second in _QUESTION_WORDS else "other words"
+
+
+def _about(question: str) -> str:
+    found = {stem(word) for word in content_words(question)}
+    return next((about for about, stems in _STEMS.items() if found & stems), "content")
 
 
 def word_f1(answer: str, reference: str) -> float:

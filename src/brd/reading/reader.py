@@ -13,12 +13,13 @@ import pyarrow as pa
 
 from brd.errors import BrdError
 from brd.reading.behavior import Behavior, load_behaviors, prompt_hash
+from brd.reading.floor import Floor
 from brd.reading.store import (
     Reading,
     Store,
     load,
     load_answers,
-    read_batches,
+    read_pieces,
     reading_key,
     with_judgement,
     write_table,
@@ -93,7 +94,8 @@ def read(
 ) -> Counter[str]:
     """Read the corpus into ``folder``; returns counts. An interrupted call goes on where it stopped.
 
-    ``progress`` is told (behavior, done, of) now and then. Raises BrdError when a part has no sentence.
+    ``progress`` is told (behavior, done, of) now and then. Raises BrdError when a part has no sentence, and when too
+    few answers are verified (``reading.floor``).
     """
     counts: Counter[str] = Counter()
     with Store(folder, recipe.reading.shard_rows) as store:
@@ -106,16 +108,10 @@ def read(
         (folder / "teacher.json").write_text(json.dumps({"hash": identity, **teacher.identity()}, indent=2) + "\n")
         for behavior in behaviors.values():
             _read_behavior(recipe, behavior, teacher, identity, known, chosen, store, counts, progress)
-        drop = recipe.reading.drop_bad_entities
 
         def judge(reading: Reading) -> Reading:
             behavior = behaviors.get(reading.behavior)
-            if behavior is None:
-                return reading
-            return with_judgement(
-                reading,
-                behavior.judge(reading.raw, reading.text, finished=reading.finished, drop_bad_parts=drop),
-            )
+            return reading if behavior is None else _judged(reading, behavior, recipe)
 
         store.rejudge(judge)
     return counts
@@ -143,6 +139,7 @@ def _read_behavior(
                 places.setdefault(key, (paragraph, number))
     if paid := [key for key in places if key in known]:
         store.append(_reading(key, *places.pop(key), behavior, known[key], identity, prompt, recipe) for key in paid)
+    floor = _floor(recipe, behavior, (identity, prompt, limit), store)
     counts[f"{behavior.name}_known_before"] = total - len(places)
     done = total - len(places)
     pending = iter(places.items())
@@ -150,13 +147,35 @@ def _read_behavior(
         suffixes = [behavior.suffix(paragraph.sentence(number)) for _, (paragraph, number) in window]
         for index, answer in teacher.answer(behavior.prefix, suffixes, stop=behavior.stop, max_new_tokens=limit):
             key, (paragraph, number) = window[index]
-            store.append([_reading(key, paragraph, number, behavior, answer, identity, prompt, recipe)])
+            reading = _reading(key, paragraph, number, behavior, answer, identity, prompt, recipe)
+            store.append([reading])
+            floor.saw(reading)
             done += 1
             counts[f"{behavior.name}_asked"] += 1
             counts["prompt_tokens"] += answer.prompt_tokens
             counts["new_tokens"] += answer.new_tokens
             if progress:
                 progress(behavior.name, done, total)
+
+
+def _floor(recipe: Recipe, behavior: Behavior, name: tuple[str, str, int], store: Store) -> Floor:
+    """The alarm of a behavior, which knows its last answers to this prompt from earlier calls, judged anew."""
+    settings = recipe.reading
+    if settings.floor is None:
+        return Floor(settings, behavior.name, store.folder.parent)
+
+    def wanted(reading: Reading) -> bool:
+        return reading.behavior == behavior.name and reading.key == reading_key(*name, reading.text)
+
+    before = (_judged(reading, behavior, recipe) for reading in store.last(wanted, settings.floor_window))
+    return Floor(settings, behavior.name, store.folder.parent, before)
+
+
+def _judged(reading: Reading, behavior: Behavior, recipe: Recipe) -> Reading:
+    drop = recipe.reading.drop_bad_entities
+    return with_judgement(
+        reading, behavior.judge(reading.raw, reading.text, finished=reading.finished, drop_bad_parts=drop)
+    )
 
 
 def _reading(
@@ -169,10 +188,7 @@ def _reading(
     prompt: str,
     recipe: Recipe,
 ) -> Reading:
-    span, sentence = paragraph.spans[number], paragraph.sentence(number)
-    judgement = behavior.judge(
-        answer.text, sentence, finished=answer.finished, drop_bad_parts=recipe.reading.drop_bad_entities
-    )
+    span = paragraph.spans[number]
     blank = Reading(
         key=key,
         document=paragraph.document,
@@ -180,7 +196,7 @@ def _reading(
         sentence=number,
         start=span.start,
         end=span.end,
-        text=sentence,
+        text=paragraph.sentence(number),
         behavior=behavior.name,
         raw=answer.text,
         finished=answer.finished,
@@ -194,7 +210,7 @@ def _reading(
         prompt_tokens=answer.prompt_tokens,
         new_tokens=answer.new_tokens,
     )
-    return with_judgement(blank, judgement)
+    return _judged(blank, behavior, recipe)
 
 
 def teacher_hash(teacher: Teacher) -> str:
@@ -247,9 +263,9 @@ def load_paragraphs(folder: Path) -> list[ReadParagraph]:
 
 
 def iter_paragraphs(folder: Path) -> Iterator[ReadParagraph]:
-    """The same, a few in memory at a time."""
-    for batch in read_batches(folder / "paragraphs.parquet", 1024):
-        columns = [batch.column(name).to_pylist() for name in _PARAGRAPHS.names]
+    """The same, a few at a time in memory."""
+    for table in read_pieces(folder / "paragraphs.parquet", 1024):
+        columns = [table[name].to_pylist() for name in _PARAGRAPHS.names]
         for document, index, text, held_out, starts, ends, readable in zip(*columns, strict=True):
             spans = tuple(Span(a, b) for a, b in zip(starts, ends, strict=True))
             yield ReadParagraph(document, index, text, held_out, spans, tuple(readable))

@@ -7,6 +7,7 @@ for stays in the store even when a later recipe does not want it; what a recipe 
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -111,7 +112,7 @@ class Store:
             path.unlink()
         for shard in self.shards():
             self._keys.update(read_table(shard, ["key"])["key"].to_pylist())
-        self._open = [r for r in self._read_journal() if r.key not in self._keys]
+        self._open = [r for r in _read_journal(self.folder) if r.key not in self._keys]
         self._keys.update(r.key for r in self._open)
         self._journal = self._write_journal()
         return self
@@ -169,15 +170,15 @@ class Store:
                 _write(shard, after)
         return changed
 
-    def _read_journal(self) -> Iterator[Reading]:
-        path = self.folder / "journal.jsonl"
-        if not path.exists():
-            return
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                # The last line may be torn; whatever is not a whole record was never reported as done.
-                with contextlib.suppress(json.JSONDecodeError, TypeError):
-                    yield Reading(**json.loads(line))
+    def last(self, wanted: Callable[[Reading], bool], most: int) -> list[Reading]:
+        """The readings that came in last among those that are wanted, at most so many, in their order."""
+        found: list[Reading] = []
+        shards = (_readings(read_table(path)) for path in reversed(self.shards()))
+        for readings in itertools.chain([self._open], shards):
+            found += itertools.islice(filter(wanted, reversed(readings)), most - len(found))
+            if len(found) == most:
+                break
+        return found[::-1]
 
     def _write_journal(self) -> TextIO:
         path = self.folder / "journal.jsonl"
@@ -261,6 +262,17 @@ def load(folder: Path, keys: Iterable[str]) -> dict[str, Reading]:
     return found
 
 
+def every(folder: Path, rows: int = 1024) -> Iterator[list[Reading]]:
+    """All readings of a folder, each once and at most so many of a shard at a time, without opening it as a store."""
+    # A reading that is being sealed stands in both; the journal is read first, so that none is missed.
+    journal = {reading.key: reading for reading in _read_journal(folder)}
+    if journal:
+        yield list(journal.values())
+    for shard in sorted(folder.glob("readings-*.parquet")):
+        for table in read_pieces(shard, rows):
+            yield [r for r in _readings(table) if r.key not in journal]
+
+
 def with_judgement(reading: Reading, judgement: Any) -> Reading:
     """The reading with another verdict (a ``brd.reading.behavior.Judgement``)."""
     content = None if judgement.content is None else json.dumps(judgement.content, ensure_ascii=False)
@@ -276,23 +288,25 @@ def with_judgement(reading: Reading, judgement: Any) -> Reading:
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     """A Parquet file of a run folder; BrdError when it is damaged."""
-    try:
+    with _named_when_damaged(path):
         return pq.read_table(path, columns=columns)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(path, error) from None
 
 
-def read_batches(path: Path, rows: int) -> Iterator[pa.RecordBatch]:
-    """The same, so many rows at a time."""
+def read_pieces(path: Path, rows: int) -> Iterator[pa.Table]:
+    """The same, at most so many rows at a time."""
+    with _named_when_damaged(path), pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(rows):
+            yield pa.Table.from_batches([batch])
+
+
+@contextlib.contextmanager
+def _named_when_damaged(path: Path) -> Iterator[None]:
     try:
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(rows)
+        yield
     except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> BrdError:
-    return BrdError(f"{path}: damaged ({str(error).splitlines()[0]}); move it away and run the same command again")
+        raise BrdError(
+            f"{path}: damaged ({str(error).splitlines()[0]}); move it away and run the same command again"
+        ) from None
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -313,6 +327,17 @@ def _whole(path: Path) -> Iterator[Path]:
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+def _read_journal(folder: Path) -> Iterator[Reading]:
+    path = folder / "journal.jsonl"
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            # The last line may be torn; whatever is not a whole record was never reported as done.
+            with contextlib.suppress(json.JSONDecodeError, TypeError):
+                yield Reading(**json.loads(line))
 
 
 def _readings(table: pa.Table) -> list[Reading]:

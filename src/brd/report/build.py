@@ -14,6 +14,7 @@ from markupsafe import Markup
 from brd.reading.behavior import one_line
 from brd.reading.ner import TYPES
 from brd.report import against, contrasts, figures, tasks
+from brd.report.audit import audit as closer_look
 from brd.report.figures import DASH, counted, get, is_number, macro_error, number, percent
 
 # So many sentences are embedded for browsing, so many of them held-out ones where there are enough of both.
@@ -35,11 +36,13 @@ def render(
     recipe: dict[str, Any],
     readings: list[dict[str, Any]],
     losses: dict[str, list[tuple[int, float]]],
+    audit: Figures | None = None,
 ) -> str:
     """The page of a run, as one self-contained HTML document.
 
     ``summary`` and ``provenance`` are the contents of summary.json and run.json, ``recipe`` the resolved recipe,
-    ``readings`` the sentences' readings in the order of the corpus, ``losses`` each arm's (step, training loss).
+    ``readings`` the sentences' readings in the order of the corpus, ``losses`` each arm's (step, training loss),
+    ``audit`` the content of audit.json.
     Figures that are None or missing are shown as a dash. All strings are data: escaped, never run.
     """
     environment = Environment(
@@ -62,6 +65,7 @@ def render(
         story=_story(summary, recipe),
         findings=_findings(summary),
         funnel=figures.funnel(summary),
+        audit=closer_look(audit),
         contrasts=contrasts.contrasts(summary),
         asked=tasks.how_asked(summary),
         accuracies=tasks.accuracies(summary),
