@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from openai_server import Server
+
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
     line.split("  #")[0].strip()
@@ -72,7 +74,10 @@ def test_commands(brd: Callable[..., Any], tmp_path: Path, tiny_model: Path, com
         small.append(f"teacher.model={tiny_model}")
     if "student." not in command:
         small.append(f"student.model={tiny_model}")
-    done = brd(*shlex.split(command)[1:], *(part for key in small for part in ("--set", key)))
+    with Server() as server:
+        command = command.replace("http://localhost:8000/v1", server.url)
+        done = brd(*shlex.split(command)[1:], *(part for key in small for part in ("--set", key)))
+        assert bool(server.asked) == ("teacher.server" in command)
     assert done.returncode == 0, done.stderr
     if " run " in command:
         assert next(tmp_path.glob("runs/*/report.html")).stat().st_size > 10_000
