@@ -77,7 +77,7 @@ def test_commands(brd: Callable[..., Any], tmp_path: Path, tiny_model: Path, com
     with Server() as server:
         command = command.replace("http://localhost:8000/v1", server.url)
         done = brd(*shlex.split(command)[1:], *(part for key in small for part in ("--set", key)))
+        assert done.returncode == 0, done.stderr
         assert bool(server.asked) == ("teacher.server" in command)
-    assert done.returncode == 0, done.stderr
     if " run " in command:
         assert next(tmp_path.glob("runs/*/report.html")).stat().st_size > 10_000

@@ -35,6 +35,7 @@ def write(tmp_path: Path, text: str) -> str:
         ("name: x\nteacher:\n  server:\n    base_url: http://a:b/v1\n", 4, ["base_url", "of the form"]),
         ("name: x\nteacher:\n  server:\n    concurrency: 0\n", 4, ["concurrency", "greater than"]),
         ("name: x\nteacher:\n  server:\n    extra: {stream: true}\n", 4, ["extra", "'stream' cannot be set"]),
+        ("name: x\nteacher:\n  server:\n    extra: {a: 2026-01-02}\n", 4, ["extra", "what JSON can hold"]),
         ("text: {}\n", None, ["'name' is missing"]),
         ("name: [\n", 2, ["not valid YAML"]),
         ("- a\n", None, ["YAML mapping"]),

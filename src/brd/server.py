@@ -1,5 +1,6 @@
 """The section ``teacher.server`` of a recipe."""
 
+import json
 import re
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -64,4 +65,8 @@ class Server(BaseModel):
     def _not_ours(cls, extra: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted({"model", "prompt", "messages", "stream", "n", "best_of", "echo"} & extra.keys()):
             raise ValueError(f"{taken[0]!r} cannot be set there")
+        try:
+            json.dumps(extra, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"should be what JSON can hold ({error})") from None
         return extra

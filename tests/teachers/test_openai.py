@@ -179,11 +179,12 @@ def test_memory_is_bounded_by_how_fast_answers_are_taken(
     server: Server, teacher: Callable[..., OpenAI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "AHEAD", 6)
-    taken = 0
-    for _ in teacher(concurrency=4).answer(PREFIX, suffixes(200), stop=("\n",), max_new_tokens=12):
-        taken += 1
-        assert len(server.asked) <= taken + 6 + 4 + 1
-    assert taken == len(server.asked) == 200
+    answers = teacher(concurrency=4).answer(PREFIX, suffixes(200), stop=("\n",), max_new_tokens=12)
+    found = dict([next(answers)])
+    # What another teacher is answered in between says that there was time for more.
+    assert complete(ask(teacher(concurrency=1), 50), 50)
+    assert len(server.asked) - 50 <= 1 + 6 + 4
+    assert complete(found | dict(answers), 200)
 
 
 def test_nothing_is_asked_where_there_is_nothing_to_ask(server: Server, teacher: Callable[..., OpenAI]) -> None:
@@ -248,7 +249,7 @@ FAULTS: dict[str, Callable[[Asked], Reply]] = {
     "500": lambda asked: error(500, "oh"),
     "408": lambda asked: Reply(b"", 408),
     "html": lambda asked: Reply(b"<html>Bad gateway</html>", 502),
-    "endless": lambda asked: Reply({"choices": "x" * 70_000}),
+    "endless": lambda asked: completion(asked, "x" * 70_000, "length"),
     **{f"shape {n}": lambda asked, shape=shape: Reply(shape) for n, shape in enumerate(SHAPES)},  # type: ignore[misc]
 }
 
@@ -299,9 +300,9 @@ def test_retry_after_holds_all_requests_back(server: Server, teacher: Callable[.
 
     server.plan = plan
     assert complete(ask(teacher(concurrency=2), 8), 8)
-    # One other may have been under way.
-    assert max(later - earlier for earlier, later in itertools.pairwise(came)) >= 0.25
     assert len(came) == 9
+    # One other may have been under way.
+    assert sum(moment < came[3] + 0.28 for moment in came) <= 5
 
 
 def test_a_server_that_wants_too_much_patience_is_left(server: Server, teacher: Callable[..., OpenAI]) -> None:
@@ -358,6 +359,48 @@ def test_the_gate_doubles_halves_once_a_round_creeps_and_recovers(monkeypatch: p
     for _ in range(9):
         one.answered()
     assert 9.5 < one.limit < 10.5
+
+
+def test_the_gate_lets_in_by_turns_and_forgets_who_goes_away() -> None:
+    import asyncio
+
+    async def play() -> None:
+        one, came = Gate(2), list[str]()
+
+        async def guest(name: str) -> None:
+            await one.enter()
+            came.append(name)
+
+        async def settle() -> None:
+            for _ in range(5):
+                await asyncio.sleep(0)
+
+        await guest("a")
+        b, c, _ = [asyncio.create_task(guest(name)) for name in "bcd"]
+        await settle()
+        assert came == ["a"]
+        b.cancel()
+        await settle()
+        # c is let in, and goes away in that moment.
+        one.leave()
+        c.cancel()
+        await settle()
+        assert came == ["a", "d"]
+        # While it is closed nobody comes, not even who had a place.
+        one.close_for(60)
+        one.leave()
+        f, g = [asyncio.create_task(guest(name)) for name in "fg"]
+        await settle()
+        f.cancel()
+        await settle()
+        one._closed_until = -1.0
+        g.cancel()
+        await settle()
+        await guest("h")
+        assert came == ["a", "d", "h"]
+        assert one._under_way == 1
+
+    asyncio.run(play())
 
 
 @given(st.text() | st.sampled_from(["-1", "1e9", "٣", "Mon, 99 Jan 0000", "31 Dec 9999 23:59:59", "1 Jan 1 1:1 -9999"]))
@@ -522,6 +565,36 @@ def test_a_no_that_stays_ends_it_at_once(
     assert len(server.questions()) <= 10 + 2 * 8
 
 
+def test_answers_that_are_under_way_when_it_ends_are_waited_for(server: Server, teacher: Callable[..., OpenAI]) -> None:
+    slow = sentences(60)[20:24]
+
+    def plan(asked: Asked) -> Reply:
+        if len(server.asked) > 30:
+            return error(401, "expired")
+        reply = default(asked)
+        reply.drip = 0.03 if asked.sentence in slow else 0.0
+        return reply
+
+    server.plan = plan
+    found, _ = until_it_raises(teacher(), 60, BrdError)
+    assert {20, 21, 22, 23} <= set(found)
+    assert len(found) == 30
+
+
+def test_who_waits_to_ask_again_when_it_ends_is_not_waited_for(
+    server: Server, teacher: Callable[..., OpenAI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "FIRST_WAIT", 60.0)
+    monkeypatch.setattr(client, "LONGEST_WAIT", 60.0)
+    monkeypatch.setattr(client, "LAST_ANSWERS", 60.0)
+    plans = {sentences(9)[3]: error(500, "oh"), sentences(9)[8]: error(401, "expired")}
+    server.plan = lambda asked: plans.get(asked.sentence) or default(asked)
+    start = time.monotonic()
+    found, _ = until_it_raises(teacher(), 9, BrdError)
+    assert sorted(found) == [0, 1, 2, 4, 5, 6, 7]
+    assert time.monotonic() - start < 20
+
+
 def test_a_server_that_wants_a_key(server: Server, teacher: Callable[..., OpenAI]) -> None:
     server.plan = lambda asked: error(401, "no key")
     _, message = until_it_raises(teacher(), 9, BrdError)
@@ -554,7 +627,9 @@ def test_a_prefix_that_is_too_long_is_no_sentences_fault(
     found, message = until_it_raises(teacher(chat=chat), 20, BrdError)
     assert found == {}
     assert "maximum context length is 64 tokens; it refuses any sentence" in message
-    assert len(server.asked) == 2
+    # The first sentence, one that was let in when it ended, and a plain prompt.
+    assert len(server.asked) <= 3
+    assert server.times["."] == 1 + chat
 
 
 # What the server is asked about itself.
@@ -608,15 +683,16 @@ def test_tokens_are_estimated_where_the_server_does_not_count(teacher: Callable[
 def test_identity_holds_what_can_change_an_answer() -> None:
     base: dict[str, Any] = {"kind": "openai", "model": MODEL, "server": {"base_url": "http://a/v1"}}
 
-    def identity(server: dict[str, Any] | None = None, **keys: Any) -> str:
+    def told(server: dict[str, Any] | None = None, **keys: Any) -> tuple[str, str]:
         made = Settings(**{**base, **keys, "server": {**base["server"], **(server or {})}})
-        return json.dumps([openai.identity(made), made.answering()], sort_keys=True)
+        return json.dumps(openai.identity(made), sort_keys=True), json.dumps(made.answering(), sort_keys=True)
 
     same = [{"base_url": "https://b:9/v1"}, {"concurrency": 3}, {"timeout": 3}, {"retries": 0}, {"verify_tls": False}]
     same += [{"ca_bundle": "x.pem"}, {"key_variable": "K"}, {"context_length": 9}]
-    assert {identity(server) for server in same} == {identity()} == {identity(batch_size=3, dtype="float16")}
-    others = [identity({"revision": "4 bits"}), identity({"extra": {"seed": 1}}), identity(model="other")]
-    assert len({identity(), *others, identity(chat_template=True)}) == 5
+    assert {told(server) for server in same} == {told()} == {told(batch_size=3, dtype="float16")}
+    others = [told({"revision": "4 bits"}), told({"extra": {"seed": 1}}), told(model="other"), told(chat_template=True)]
+    for kind in zip(told(), *others, strict=True):
+        assert len(set(kind)) == 5
 
 
 # A key and certificates.
@@ -668,15 +744,36 @@ def test_a_server_with_its_own_certificate(certificate: tuple[Path, Path]) -> No
         make(ca_bundle=str(certificate[1]))
 
 
+@pytest.mark.parametrize(
+    ("url", "proxy"),
+    [
+        ("https://api.example.org/v1", "http://proxy:3128"),
+        ("https://inside.example.com/v1", None),
+        ("http://api.example.org/v1", None),
+        ("https://localhost:8000/v1", None),
+        ("https://127.0.0.2/v1", None),
+        ("https://[::1]:8000/v1", None),
+    ],
+)
+def test_proxies_are_the_environments_and_not_for_this_machine(
+    monkeypatch: pytest.MonkeyPatch, url: str, proxy: str | None
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "NO_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    monkeypatch.setenv("no_proxy", "example.com")
+    assert client._proxy(url) == proxy
+
+
 # With the rest of the program.
 
 
-def read(brd: Callable[..., Any], recipe: Path, server: Server, *more: str) -> Any:
+def read(brd: Callable[..., Any], recipe: Path, server: Server, *more: str, command: str = "read") -> Any:
     keys = [
         *("teacher.kind=openai", f"teacher.model={MODEL}", f"teacher.server.base_url={server.url}"),
         *("teacher.server.key_variable=READER_KEY", "teacher.server.concurrency=4", *more),
     ]
-    return brd("read", recipe, "--out", "out", *(part for key in keys for part in ("--set", key)))
+    return brd(command, recipe, "--out", "out", *(part for key in keys for part in ("--set", key)))
 
 
 def test_the_read_step_from_a_key_in_the_environment_to_stored_readings(
@@ -692,9 +789,10 @@ def test_the_read_step_from_a_key_in_the_environment_to_stored_readings(
         "name: small\ntext: {layout: blank_line, held_out: 0.3}\nreading: {sentences: 12, held_out_sentences: 6}\n"
     )
     monkeypatch.delenv("READER_KEY", raising=False)
-    done = read(brd_here, path, server)
-    assert done.returncode == 2
-    assert "the environment variable READER_KEY is not set" in done.stderr
+    for command in ("read", "validate"):
+        done = read(brd_here, path, server, command=command)
+        assert done.returncode == 2
+        assert "the environment variable READER_KEY is not set" in done.stderr
 
     monkeypatch.setenv("READER_KEY", KEY)
     server.plan = lambda asked: error(401, f"{KEY} has expired") if len(server.asked) > 9 else default(asked)

@@ -200,15 +200,18 @@ class Client:
             )
         aside.append(failure)
 
-    async def ask(self, path: str, body: dict[str, Any], parse: Callable[[Any], Result]) -> tuple[Result, int]:
+    async def ask(
+        self, path: str, body: dict[str, Any], parse: Callable[[Any], Result], *, first: bool = False
+    ) -> tuple[Result, int]:
         """What ``parse`` makes of the reply to a POST, and how often it had to be repeated.
 
-        ``parse`` raises ValueError for a reply that is none. Raises Refused, GaveUp and TeacherUnreachable.
+        ``parse`` raises ValueError for a reply that is none; ``first`` goes before all that is not yet under way, as
+        repetitions do. Raises Refused, GaveUp and TeacherUnreachable.
         """
         data, began, retries = json.dumps(body).encode(), time.monotonic(), 0
         while True:
             try:
-                return await self._attempt(path, data, parse), retries
+                return await self._attempt(path, data, parse, first or retries > 0), retries
             except _Passing as failure:
                 if retries >= self._settings.retries or self._stopping:
                     raise GaveUp(failure.reason, began) from None
@@ -226,8 +229,8 @@ class Client:
                 f"{failure.reason}); stopped before it costs more. What was answered is kept"
             )
 
-    async def _attempt(self, path: str, data: bytes, parse: Callable[[Any], Result]) -> Result:
-        await self._gate.enter()
+    async def _attempt(self, path: str, data: bytes, parse: Callable[[Any], Result], first: bool) -> Result:
+        await self._gate.enter(first)
         began, me = time.monotonic(), asyncio.current_task()
         self._under_way.add(me)
         try:
@@ -244,14 +247,14 @@ class Client:
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             if not self._met:
                 raise TeacherUnreachable(self._no_server(error)) from None
-            raise _Passing(f"no connection: {self._line(error)}", costs=False) from None
+            raise _Passing(f"no connection: {self.line(error)}", costs=False) from None
         except TimeoutError:
             self._gate.overloaded(began)
             raise _Passing(f"no answer within teacher.server.timeout, {self._settings.timeout:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise _Passing(f"the connection broke: {self._line(error)}") from None
+            raise _Passing(f"the connection broke: {self.line(error)}") from None
         except (ValueError, RecursionError) as error:
-            raise _Passing(f"a reply that is no answer: {self._line(error)}") from None
+            raise _Passing(f"a reply that is no answer: {self.line(error)}") from None
         finally:
             self._under_way.discard(me)
             self._gate.leave()
@@ -269,9 +272,9 @@ class Client:
 
     def _failure(self, status: int, headers: Mapping[str, str], text: bytes, began: float) -> Exception:
         message, code = _said(text)
-        message = self._line(message)
+        message = self.line(message)
         if 300 <= status < 400:
-            return Refused(status, f"moved to {self._line(headers.get('Location', 'another address'))}")
+            return Refused(status, f"moved to {self.line(headers.get('Location', 'another address'))}")
         if (status < 500 and status not in _PASSING) or (status == 429 and _SPENT.search(code)):
             return Refused(status, message)
         if status in _OVERLOADED:
@@ -290,9 +293,9 @@ class Client:
         hint = "is the server running? teacher.server.base_url should name it"
         if isinstance(error, aiohttp.ClientSSLError):
             hint = "teacher.server.ca_bundle should name the file of certificates that this server is trusted by"
-        return f"{self.base}: cannot be reached ({self._line(error)}); {hint}"
+        return f"{self.base}: cannot be reached ({self.line(error)}); {hint}"
 
-    def _line(self, what: object) -> str:
+    def line(self, what: object) -> str:
         """An error or the server's words for a message: one line, not long, and without the key."""
         text = str(what) or type(what).__name__
         if self._key:

@@ -17,25 +17,33 @@ class Gate:
         self._last_cut = self._closed_until = -1.0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def enter(self) -> None:
-        while True:
-            if (wait := self._closed_until - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
-            elif self._under_way < int(self.limit):
-                self._under_way += 1
-                return
-            else:
-                place = asyncio.get_running_loop().create_future()
-                self._waiting.append(place)
+    async def enter(self, first: bool = False) -> None:
+        """Wait for one's turn, or to be the next one; who has been let in has to ``leave``."""
+        if self._under_way < int(self.limit):
+            self._under_way += 1
+        else:
+            place = asyncio.get_running_loop().create_future()
+            (self._waiting.appendleft if first else self._waiting.append)(place)
+            try:
                 await place
+            except asyncio.CancelledError:
+                if not place.cancelled():
+                    self.leave()
+                raise
+        try:
+            while (wait := self._closed_until - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
+        except asyncio.CancelledError:
+            self.leave()
+            raise
 
     def leave(self) -> None:
         self._under_way -= 1
-        free = int(self.limit) - self._under_way
-        while free > 0 and self._waiting:
+        # Room is handed over, so that nobody who comes later is faster.
+        while self._waiting and self._under_way < int(self.limit):
             if not (place := self._waiting.popleft()).done():
+                self._under_way += 1
                 place.set_result(None)
-                free -= 1
 
     def answered(self) -> None:
         self._answered_since_cut = True

@@ -119,10 +119,11 @@ class OpenAI:
         form = self._turns(prefix, shared) if self._settings.chat_template else _raw(prefix, shared)
         refusals: list[str] = []
 
-        async def ask(suffix: str) -> tuple[Answer, int]:
-            return await self._client.ask(
-                form.path, form.body(suffix), lambda reply: _answer(reply, form, suffix, stop)
-            )
+        async def ask(suffix: str, first: bool = False) -> tuple[Answer, int]:
+            def parse(reply: Any) -> Answer:
+                return _answer(reply, form, suffix, stop)
+
+            return await self._client.ask(form.path, form.body(suffix), parse, first=first)
 
         async def one(asked: tuple[int, str]) -> tuple[int, Answer]:
             index, suffix = asked
@@ -132,7 +133,7 @@ class OpenAI:
                 if refusal.status not in _OF_A_PROMPT:
                     raise
                 try:
-                    await ask(_PLAIN)
+                    await ask(_PLAIN, first=True)
                 except Refused:
                     raise refusal from None
                 refusals.append(refusal.message)
@@ -197,7 +198,7 @@ class OpenAI:
 
     def _not_found(self) -> str:
         models = _get(self._client.fetch(f"{self._client.base}/models"), "data")
-        names = [str(_get(model, "id"))[:80] for model in models] if isinstance(models, list) else []
+        names = [self._client.line(_get(m, "id")) for m in models] if isinstance(models, list) else []
         name = self._settings.model
         if not names:
             return "teacher.server.base_url should be the part before /completions, mostly ending in /v1"
@@ -282,7 +283,7 @@ def identity(settings: TeacherSettings) -> dict[str, str]:
         "model": settings.model,
         "engine": "openai",
         "revision": server.revision or "",
-        "extra": json.dumps(server.extra, sort_keys=True, default=str),
+        "extra": json.dumps(server.extra, sort_keys=True),
         "chat_template": "turns" if settings.chat_template else "false",
         "decoding": "greedy",
     }
