@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from openai_server import Server
+
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
     line.split("  #")[0].strip()
@@ -76,7 +78,10 @@ def test_commands(brd: Callable[..., Any], tmp_path: Path, tiny_model: Path, com
     if " audit " in command:
         assert brd("read", "demo", *sets).returncode == 0
         sets = []
-    done = brd(*shlex.split(command)[1:], *sets)
-    assert done.returncode == 0, done.stderr
+    with Server() as server:
+        command = command.replace("http://localhost:8000/v1", server.url)
+        done = brd(*shlex.split(command)[1:], *sets)
+        assert done.returncode == 0, done.stderr
+        assert bool(server.asked) == ("teacher.server" in command)
     if " run " in command:
         assert next(tmp_path.glob("runs/*/report.html")).stat().st_size > 10_000

@@ -28,6 +28,14 @@ def write(tmp_path: Path, text: str) -> str:
         ("name: x\ntraining:\n  rows_per_step: 3\n  micro_rows: 2\n", 4, ["must divide"]),
         ("name: x\nevaluation:\n  half: c\n", 3, ["evaluation.half", "'a'", "'b'"]),
         ("name: ../x\n", 1, ["name"]),
+        ("name: x\nteacher:\n  kind: openai\n", 2, ["teacher.model", "name on the server"]),
+        ("name: x\nteacher:\n  kind: openai\n  model: m\n", 2, ["teacher.server", "base_url is missing"]),
+        ("name: x\nteacher:\n  server:\n    base_ulr: a\n", 4, ["teacher.server.base_ulr", "did you mean 'base_url'"]),
+        ("name: x\nteacher:\n  server:\n    base_url: localhost:80\n", 4, ["base_url", "http://localhost:8000/v1"]),
+        ("name: x\nteacher:\n  server:\n    base_url: http://a:b/v1\n", 4, ["base_url", "of the form"]),
+        ("name: x\nteacher:\n  server:\n    concurrency: 0\n", 4, ["concurrency", "greater than"]),
+        ("name: x\nteacher:\n  server:\n    extra: {stream: true}\n", 4, ["extra", "'stream' cannot be set"]),
+        ("name: x\nteacher:\n  server:\n    extra: {a: 2026-01-02}\n", 4, ["extra", "what JSON can hold"]),
         ("text: {}\n", None, ["'name' is missing"]),
         ("name: [\n", 2, ["not valid YAML"]),
         ("- a\n", None, ["YAML mapping"]),
@@ -42,6 +50,27 @@ def test_wrong_recipes_name_line_and_key(tmp_path: Path, text: str, line: int | 
     assert message.startswith(f"{path}:{line}: " if line else path)
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    "line", ["key_variable: sk-secret", "key_variable: hf_secret", "base_url: https://me:secret@a/v1?k=secret"]
+)
+def test_a_key_in_a_recipe_is_refused_and_not_shown(tmp_path: Path, line: str) -> None:
+    path = write(tmp_path, f"name: x\nteacher:\n  server:\n    {line}\n")
+    with pytest.raises(BrdError, match=r"key_variable") as caught:
+        recipe.load(path)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_servers_model_is_no_path_and_its_address_ends_in_v1(tmp_path: Path) -> None:
+    (tmp_path / "local").mkdir()
+    server = "server: {base_url: 'http://localhost:8000/', ca_bundle: own.pem}"
+    loaded = recipe.load(write(tmp_path, f"name: x\nteacher: {{kind: openai, model: local, {server}}}\n"))
+    assert loaded.teacher.model == "local"
+    assert loaded.teacher.server.base_url == "http://localhost:8000/v1"
+    assert loaded.teacher.server.ca_bundle == str(tmp_path / "own.pem")
+    other = recipe.load("demo", ["teacher.server.base_url=https://host/openai/v1/"])
+    assert other.teacher.server.base_url == "https://host/openai/v1"
 
 
 def test_missing_recipe_names_the_shipped_ones() -> None:
@@ -89,3 +118,4 @@ def test_the_demo_recipe_names_and_comments_every_key() -> None:
         section = field.annotation
         if isinstance(section, type) and issubclass(section, recipe.Section):
             assert set(tree[name]) == set(section.model_fields)
+    assert set(tree["teacher"]["server"]) == set(recipe.Server.model_fields)

@@ -149,6 +149,10 @@ def validate(recipe: RecipeName, out: Out = None, set_: Set = None) -> None:
         print(f"  fewer than reading.sentences ({loaded.reading.sentences}): the corpus has no more")
     asked = len(loaded.reading.behaviors) * (counts["sentences_train"] + counts["sentences_held_out"])
     print(f"teacher: {loaded.teacher.kind}, {loaded.teacher.model}; {asked} readings at most")
+    if loaded.teacher.kind == "openai":
+        from brd.teachers.openai import key
+
+        key(loaded.teacher)
     print(f"student: {loaded.student.model}; arms {', '.join(loaded.arms)}")
     for name in loaded.evaluation.tasks:
         task = load_task(name)

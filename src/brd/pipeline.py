@@ -11,7 +11,7 @@ from brd.experiment import arm as arm_of
 from brd.reading.behavior import load_behaviors, prompt_hash
 from brd.recipe import Recipe, changed
 from brd.run import RunFolder, fingerprint, provenance, read_json, write_json
-from brd.summary import evaluation_line
+from brd.summary import evaluation_line, reading_lines
 
 STEPS = ("read", "compose", "train", "evaluate", "report")
 # The arm whose lessons say how long every arm trains.
@@ -64,8 +64,9 @@ class Pipeline:
                 recipe.text.model_dump(exclude={"source"}),
                 sources.fingerprint(recipe.text),
                 recipe.reading.model_dump(exclude={"shard_rows", "known", "floor", "floor_window"}),
-                recipe.teacher.model_dump(exclude={"batch_size"}),
-                _model_stamp(recipe.teacher.model),
+                recipe.teacher.answering(),
+                # A server's model is no file here, whatever its name.
+                [] if recipe.teacher.kind == "openai" else _model_stamp(recipe.teacher.model),
                 prompts,
             )
         return self._read_print
@@ -117,7 +118,7 @@ class Pipeline:
             *(file_sha256(Path(name)) if name and Path(name).is_file() else name for name in gold),
         ]
         how = [self.recipe.composing.separator, self.recipe.composing.level]
-        who = self.recipe.teacher.model_dump(exclude={"batch_size"}) if arm == TEACHER else self.train_print(arm)
+        who = self.recipe.teacher.answering() if arm == TEACHER else self.train_print(arm)
         return fingerprint("skill", who, self.read_print(), settings, how)
 
     def evaluate_print(self, arm: str) -> str:
@@ -189,11 +190,8 @@ class Pipeline:
 
         outputs = [self.readings_folder / "paragraphs.parquet", self.readings_folder / "teacher.json"]
         manifest = self.run.do("read", self.read_print(), outputs, work, self.console.say)
-        for name, funnel in manifest["result"]["readings"].items():
-            self.console.say(
-                f"  {name}: {funnel['asked']} readings, {funnel['well_formed']} well formed, "
-                f"{funnel['verified']} verified ({funnel['empty']} of them empty)"
-            )
+        for line in reading_lines(manifest["result"]):
+            self.console.say(f"  {line}")
 
     def compose(self) -> None:
         """Readings to token files."""

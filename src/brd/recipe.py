@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from brd.embedded import MODEL_NAME
 from brd.errors import BrdError, nearest
 from brd.reading.behavior import BEHAVIORS
+from brd.server import Server
 from brd.yaml_file import read_yaml, typed
 
 SHIPPED = Path(__file__).parent / "recipes"
-TEACHERS = ("shared_prefix", "llamacpp")
+TEACHERS = ("shared_prefix", "llamacpp", "openai")
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -73,23 +74,48 @@ class Reading(Section):
 
 
 class Teacher(Section):
-    """Who reads. ``kind`` is ``shared_prefix`` (any causal LM of transformers) or ``llamacpp`` (any GGUF file).
+    """Who reads. ``kind`` is ``shared_prefix`` (any causal LM of transformers), ``llamacpp`` (any GGUF file) or
+    ``openai`` (``server``, which knows the model by the name ``model``).
 
     ``dtype`` int8 (``shared_prefix`` on a CPU): linear layers in 8-bit integers, the rest in the fast dtype.
     """
 
     kind: str = "shared_prefix"
-    model: str = MODEL_NAME
+    model: Annotated[str, Field(validate_default=True)] = MODEL_NAME
     dtype: Dtype | Literal["int8"] = "auto"
     chat_template: bool = False
     batch_size: Positive = 64
     max_new_tokens: Positive = 72
     trust_remote_code: bool = False
+    server: Annotated[Server, Field(validate_default=True)] = Server()
 
     @field_validator("kind")
     @classmethod
     def _known(cls, name: str) -> str:
         return _all_known("teacher", [name], TEACHERS)[0]
+
+    @field_validator("model")
+    @classmethod
+    def _on_the_server(cls, name: str, info: Any) -> str:
+        if info.data.get("kind") == "openai" and (name.startswith("embedded:") or not name):
+            raise ValueError("should be the model's name on the server, where teacher.kind is openai")
+        return name
+
+    @field_validator("server")
+    @classmethod
+    def _named(cls, server: Server, info: Any) -> Server:
+        if info.data.get("kind") == "openai" and server.base_url is None:
+            raise ValueError("base_url is missing; it should name the server, e.g. http://localhost:8000/v1")
+        return server
+
+    def answering(self) -> dict[str, Any]:
+        """The keys that can change an answer, for fingerprints."""
+        if self.kind != "openai":
+            return self.model_dump(exclude={"batch_size", "server"})
+        return self.model_dump(
+            include={"kind": True, "model": True, "chat_template": True, "max_new_tokens": True}
+            | {"server": {"revision", "extra"}}
+        )
 
 
 class Composing(Section):
@@ -363,12 +389,15 @@ def _absolute(recipe: Recipe, folder: Path, overridden: set[str]) -> Recipe:
         return None if value is None else anchor(f"evaluation.{key}", value)
 
     known = [anchor("reading.known", path) for path in recipe.reading.known]
+    teacher, bundle = recipe.teacher, recipe.teacher.server.ca_bundle
     return changed(
         recipe,
         {
             "text.source": sources,
             "reading.known": known,
-            "teacher.model": model("teacher.model", recipe.teacher.model),
+            # The names of a server's models are no paths here.
+            "teacher.model": teacher.model if teacher.kind == "openai" else model("teacher.model", teacher.model),
+            "teacher.server.ca_bundle": bundle and anchor("teacher.server.ca_bundle", bundle),
             "student.model": model("student.model", recipe.student.model),
             "evaluation.tasks": [task(name) for name in recipe.evaluation.tasks],
             **{f"evaluation.{key}": local(key) for key in ("cache", "gold_entities", "gold_answers")},

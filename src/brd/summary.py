@@ -145,6 +145,24 @@ def readings_for_report(readings: Any) -> list[dict[str, Any]]:
     ]
 
 
+def reading_lines(read: dict[str, Any]) -> list[str]:
+    """What the read step found, a line a behavior, and what the teacher was last asked for."""
+    lines = [
+        f"{name}: {funnel['asked']} readings, {funnel['well_formed']} well formed, "
+        f"{funnel['verified']} verified ({funnel['empty']} of them empty)"
+        for name, funnel in read["readings"].items()
+    ]
+    counts = read["counts"]
+    if asked := sum(counts.get(f"{name}_asked", 0) for name in read["readings"]):
+        cached = f" ({counts['cached_tokens']} of them from the server's cache)" if counts.get("cached_tokens") else ""
+        repeated = f"; {counts['retries']} requests repeated" if counts.get("retries") else ""
+        lines.append(
+            f"asked {asked} times: {counts['prompt_tokens']} prompt tokens{cached}, {counts['new_tokens']} new ones"
+            f"{repeated}"
+        )
+    return lines
+
+
 def evaluation_line(arm: str, figures: dict[str, Any]) -> str:
     """One arm's figures in a line."""
     shown = list(figures["tasks"].items())[:8]

@@ -154,6 +154,8 @@ def _read_behavior(
             counts[f"{behavior.name}_asked"] += 1
             counts["prompt_tokens"] += answer.prompt_tokens
             counts["new_tokens"] += answer.new_tokens
+            counts["cached_tokens"] += answer.cached_tokens
+            counts["retries"] += answer.retries
             if progress:
                 progress(behavior.name, done, total)
 

@@ -12,6 +12,10 @@ def open_teacher(settings: TeacherSettings) -> Teacher:
         from brd.teachers import llamacpp
 
         return llamacpp.load(settings)
+    if settings.kind == "openai":
+        from brd.teachers import openai
+
+        return openai.load(settings)
     from brd.teachers import shared_prefix
 
     return shared_prefix.load(settings)
@@ -41,6 +45,10 @@ class LazyTeacher:
 
             if found := known_identity(self._settings):
                 return found
+        if self._settings.kind == "openai":
+            from brd.teachers import openai
+
+            return openai.identity(self._settings)
         return self.opened.identity()
 
     def count_tokens(self, text: str) -> int:

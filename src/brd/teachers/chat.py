@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from brd.errors import BrdError
 
-Render = Callable[[list[dict[str, str]]], str]
+Message = dict[str, str]
+Render = Callable[[list[Message]], str]
 """Fills in a chat template, ready for the assistant's answer."""
 
 # Stands in for the sentence while the template is filled in; no template or tokenizer has a meaning for it.
@@ -22,14 +23,10 @@ def split(prefix: str, render: Render) -> tuple[str, Callable[[str], str]]:
 
     Raises BrdError when the template changes messages.
     """
-    task, turns = _turns(prefix)
-    asked = [*turns, {"role": "user", "content": _MARK}]
     try:
-        text = render([{"role": "system", "content": task}, *asked] if task else asked)
+        text = render(conversation(prefix)(_MARK))
     except Exception:
-        # Some templates have no system; the task then stands before the first thing that is given.
-        asked = [{**asked[0], "content": f"{task}\n\n{asked[0]['content']}"}, *asked[1:]]
-        text = render(asked)
+        text = render(conversation(prefix, system=False)(_MARK))
     before, mark, after = text.partition(_MARK)
     if not mark or _MARK in after:
         raise BrdError("teacher.chat_template: this model's template does not show a message as it is; set it to false")
@@ -41,10 +38,26 @@ def split(prefix: str, render: Render) -> tuple[str, Callable[[str], str]]:
     return before, turn
 
 
-def _turns(prefix: str) -> tuple[str, list[dict[str, str]]]:
+def conversation(prefix: str, *, system: bool = True) -> Callable[[str], list[Message]]:
+    """The messages up to one that is given. Some templates have no ``system``; the task then stands before the first
+    thing that is given."""
+    task, turns = _turns(prefix)
+
+    def messages(given: str) -> list[Message]:
+        asked = [*turns, {"role": "user", "content": given}]
+        if not task:
+            return asked
+        if system:
+            return [{"role": "system", "content": task}, *asked]
+        return [{**asked[0], "content": f"{task}\n\n{asked[0]['content']}"}, *asked[1:]]
+
+    return messages
+
+
+def _turns(prefix: str) -> tuple[str, list[Message]]:
     """The task, and the exemplars as messages."""
     task: list[str] = []
-    turns: list[dict[str, str]] = []
+    turns: list[Message] = []
     for block in filter(None, (block.strip("\n") for block in prefix.split("\n\n"))):
         given, line_break, answer = block.partition("\n")
         if line_break:

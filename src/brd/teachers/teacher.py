@@ -11,12 +11,17 @@ class Answer:
 
     ``text`` ends before the stop string. ``prompt_tokens`` counts prefix and suffix, ``new_tokens``
     what was decoded (the stop included). ``finished`` is False where ``max_new_tokens`` ran out.
+
+    Of a server: ``cached_tokens`` of the prompt were in its cache, as far as it tells; ``retries`` are the requests
+    for this answer that failed before. An empty answer that is not finished and has no tokens was refused.
     """
 
     text: str
     prompt_tokens: int
     new_tokens: int
     finished: bool
+    cached_tokens: int = 0
+    retries: int = 0
 
 
 class Teacher(Protocol):
@@ -39,7 +44,8 @@ class Teacher(Protocol):
         """Yield ``(index, answer)`` for every suffix, in whatever order they finish.
 
         The prompt of suffix ``i`` is ``prefix + suffixes[i]``, tokenised as two pieces so that the prefix is
-        the same for all. Raises BrdError when a prompt and ``max_new_tokens`` do not fit the context.
+        the same for all (a server tokenises it whole). Raises BrdError when a prompt and ``max_new_tokens`` do not
+        fit the context; of a server, when no prompt would.
         """
         ...
 

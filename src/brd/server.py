@@ -1,0 +1,72 @@
+"""The section ``teacher.server`` of a recipe."""
+
+import json
+import re
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from brd.errors import BrdError
+
+
+class Server(BaseModel):
+    """The OpenAI-compatible server of a teacher of kind ``openai``.
+
+    ``base_url`` mostly ends in /v1, which is put behind one without a path. ``key_variable`` names the environment
+    variable that holds the key, which is sent nowhere where it is null. ``revision`` (any words) and ``extra`` (keys of
+    every request; null takes one away) can change an answer and are part of the teacher's identity; the others are not.
+    ``timeout`` is in seconds and for one whole request. ``context_length`` is asked of the server where it is null.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base_url: str | None = None
+    key_variable: str | None = None
+    revision: str | None = None
+    extra: dict[str, Any] = {}
+    concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
+    timeout: Annotated[float, Field(gt=0, le=86400)] = 120.0
+    retries: Annotated[int, Field(ge=0, le=100)] = 8
+    ca_bundle: str | None = None
+    verify_tls: bool = True
+    context_length: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        try:
+            parts = urlsplit(url)
+            known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            known = False
+        if not known:
+            raise ValueError("should be of the form http://localhost:8000/v1")
+        if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+            # The value would be shown beside an ordinary error.
+            raise BrdError("teacher.server.base_url: no user, password or query belongs there; see key_variable")
+        return url.rstrip("/") if parts.path.strip("/") else f"{url.rstrip('/')}/v1"
+
+    @field_validator("key_variable")
+    @classmethod
+    def _no_key(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+            # It may be the key itself (hf_...), which an ordinary error would show.
+            raise BrdError(
+                "teacher.server.key_variable: should be the name of an environment variable in capitals, such as "
+                "OPENAI_API_KEY; the key itself belongs into that variable only"
+            )
+        return name
+
+    @field_validator("extra")
+    @classmethod
+    def _not_ours(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted({"model", "prompt", "messages", "stream", "n", "best_of", "echo"} & extra.keys()):
+            raise ValueError(f"{taken[0]!r} cannot be set there")
+        try:
+            json.dumps(extra, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"should be what JSON can hold ({error})") from None
+        return extra
