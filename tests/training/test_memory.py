@@ -33,8 +33,9 @@ def test_kept_memory_is_not_zeroed_again_until_it_is_given_back() -> None:
     output = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout.split()
     assert (output[2], output[5]) == ("True", "True")
     _, mapped, first, kept, given_back = (float(output[n]) for n in (0, 1, 3, 4, 6))
-    assert min(mapped, first, given_back) > 0.5
-    assert kept < 0.05
+    # Where the system takes huge pages for all (Debian's own setting), a fault is of 2 MiB: 0.03 of the block's pages.
+    assert min(mapped, first, given_back) > 0.02
+    assert kept < min(mapped, first, given_back) / 10
 
 
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
