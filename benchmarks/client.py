@@ -22,7 +22,7 @@ import aiohttp
 import httpx2
 
 from brd.reading.behavior import load_behaviors
-from brd.recipe import Teacher as Settings
+from brd.sections.teacher import Teacher as Settings
 from brd.teachers.openai import OpenAI
 
 TARGET_A_SECOND = 1000

@@ -23,8 +23,8 @@ import torch
 from brd import hardware
 from brd.embedded import smollm2_gguf
 from brd.reading.behavior import Behavior, load_behaviors
-from brd.recipe import Teacher as Settings
-from brd.recipe import Text
+from brd.sections.teacher import Teacher as Settings
+from brd.sections.text import Text
 from brd.teachers import llamacpp, shared_prefix
 from brd.teachers.teacher import Teacher
 from brd.text.sentences import split

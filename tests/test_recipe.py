@@ -5,6 +5,8 @@ import yaml
 
 from brd import recipe
 from brd.errors import BrdError
+from brd.sections.section import Section
+from brd.sections.teacher import Server
 
 
 def write(tmp_path: Path, text: str) -> str:
@@ -116,6 +118,6 @@ def test_the_demo_recipe_names_and_comments_every_key() -> None:
     for name, field in recipe.Recipe.model_fields.items():
         assert name in tree
         section = field.annotation
-        if isinstance(section, type) and issubclass(section, recipe.Section):
+        if isinstance(section, type) and issubclass(section, Section):
             assert set(tree[name]) == set(section.model_fields)
-    assert set(tree["teacher"]["server"]) == set(recipe.Server.model_fields)
+    assert set(tree["teacher"]["server"]) == set(Server.model_fields)

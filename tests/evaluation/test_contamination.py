@@ -18,7 +18,7 @@ from brd.errors import BrdError
 from brd.evaluation import contamination
 from brd.evaluation.contamination import Match, TaskItem, TaskOverlap, corpus_texts, find_overlap, item_texts
 from brd.reading.store import Reading, Store, write_table
-from brd.recipe import Text
+from brd.sections.text import Text
 
 Grams = dict[tuple[str, ...], str]
 

@@ -8,7 +8,7 @@ import torch
 
 from brd.errors import BrdError
 from brd.inference.int8_linear import Int8Linear, quantise
-from brd.recipe import Teacher as Settings
+from brd.sections.teacher import Teacher as Settings
 from brd.teachers import shared_prefix
 
 

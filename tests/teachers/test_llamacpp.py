@@ -9,7 +9,7 @@ import pytest
 
 from brd.embedded import MODEL_NAME, smollm2_gguf
 from brd.errors import BrdError, TeacherUnreachable
-from brd.recipe import Teacher as Settings
+from brd.sections.teacher import Teacher as Settings
 from brd.teachers import llamacpp
 from brd.teachers.llamacpp import LlamaCpp
 

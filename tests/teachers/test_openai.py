@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from brd.errors import BrdError, TeacherUnreachable
 from brd.reading.behavior import load_behaviors
-from brd.recipe import Teacher as Settings
+from brd.sections.teacher import Teacher as Settings
 from brd.teachers import client, openai
 from brd.teachers.gate import Gate
 from brd.teachers.openai import OpenAI

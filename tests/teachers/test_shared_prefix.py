@@ -29,7 +29,7 @@ from transformers import (
 
 from brd.embedded import smollm2_folder
 from brd.errors import BrdError
-from brd.recipe import Teacher as Settings
+from brd.sections.teacher import Teacher as Settings
 from brd.teachers import chat, shared_prefix
 from brd.teachers.shared_prefix import SharedPrefix
 from brd.teachers.teacher import Answer

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brd.recipe import Text
+from brd.sections.text import Text
 from brd.text.sentences import Span, limit_broken, split
 from brd.text.sources import paragraphs
 

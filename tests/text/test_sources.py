@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from brd.errors import BrdError
-from brd.recipe import Text
+from brd.sections.text import Text
 from brd.text.sources import fingerprint, paragraphs
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {

@@ -7,7 +7,8 @@ from itertools import accumulate
 
 from brd.errors import BrdError
 from brd.reading.reader import Readings, ReadParagraph, as_taught
-from brd.recipe import Composing, Recipe
+from brd.recipe import Recipe
+from brd.sections.composing import Composing
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from brd.errors import BrdError
 from brd.evaluation.records import records
 from brd.evaluation.tasks import Task
 from brd.reading.store import read_table
-from brd.recipe import Text
+from brd.sections.text import Text
 from brd.text.sources import paragraphs
 
 Ids = npt.NDArray[np.int32]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from brd.errors import BrdError
 from brd.reading.store import Reading
-from brd.recipe import Reading as Settings
+from brd.sections.reading import Reading as Settings
 
 
 class Floor:

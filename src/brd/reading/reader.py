@@ -24,7 +24,8 @@ from brd.reading.store import (
     with_judgement,
     write_table,
 )
-from brd.recipe import Recipe, Text
+from brd.recipe import Recipe
+from brd.sections.text import Text
 from brd.teachers.teacher import Answer, Teacher
 from brd.text.sentences import Span, limit_broken, split
 from brd.text.sources import paragraphs

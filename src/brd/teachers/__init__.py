@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from brd.recipe import Teacher as TeacherSettings
+from brd.sections.teacher import Teacher as TeacherSettings
 from brd.teachers.teacher import Answer, Teacher
 
 

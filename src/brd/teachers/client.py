@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from brd.errors import BrdError, TeacherUnreachable
-from brd.server import Server
+from brd.sections.teacher import Server
 from brd.teachers.gate import Gate
 
 # Seconds. The first repetition comes after FIRST_WAIT, each further one after twice as long, by chance up to half less.

@@ -10,7 +10,7 @@ from typing import Any
 
 from brd import embedded
 from brd.errors import BrdError, TeacherUnreachable
-from brd.recipe import Teacher as TeacherSettings
+from brd.sections.teacher import Teacher as TeacherSettings
 from brd.teachers import chat
 from brd.teachers.teacher import Answer
 

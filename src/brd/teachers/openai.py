@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from brd.errors import BrdError, TeacherUnreachable, nearest
-from brd.recipe import Teacher as TeacherSettings
+from brd.sections.teacher import Teacher as TeacherSettings
 from brd.teachers import chat
 from brd.teachers.client import Client, Refused
 from brd.teachers.teacher import Answer

@@ -17,7 +17,7 @@ from brd import embedded, hardware
 from brd.errors import BrdError, TeacherUnreachable
 from brd.inference.attention import why_unsupported
 from brd.inference.int8_linear import quantise
-from brd.recipe import Teacher as TeacherSettings
+from brd.sections.teacher import Teacher as TeacherSettings
 from brd.teachers import chat, padded_batch
 from brd.teachers.flat_batch import FlatBatch, probe
 from brd.teachers.stopping import StopRule, end_tokens

@@ -26,7 +26,7 @@ from typing import IO, Any
 import zstandard
 
 from brd.errors import BrdError
-from brd.recipe import Text
+from brd.sections.text import Text
 
 PASSAGES = Path(__file__).parent / "passages"
 FORMATS = (".txt", ".jsonl", ".parquet")

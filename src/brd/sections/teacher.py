@@ -1,16 +1,20 @@
-"""The section ``teacher.server`` of a recipe."""
+"""The section ``teacher`` of a recipe, and ``teacher.server``."""
 
 import json
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from brd.embedded import MODEL_NAME
 from brd.errors import BrdError
+from brd.sections.section import Dtype, Positive, Section, all_known
+
+TEACHERS = ("shared_prefix", "llamacpp", "openai")
 
 
-class Server(BaseModel):
+class Server(Section):
     """The OpenAI-compatible server of a teacher of kind ``openai``.
 
     ``base_url`` mostly ends in /v1, which is put behind one without a path. ``key_variable`` names the environment
@@ -18,8 +22,6 @@ class Server(BaseModel):
     every request; null takes one away) can change an answer and are part of the teacher's identity; the others are not.
     ``timeout`` is in seconds and for one whole request. ``context_length`` is asked of the server where it is null.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     base_url: str | None = None
     key_variable: str | None = None
@@ -70,3 +72,48 @@ class Server(BaseModel):
         except (TypeError, ValueError) as error:
             raise ValueError(f"should be what JSON can hold ({error})") from None
         return extra
+
+
+class Teacher(Section):
+    """Who reads. ``kind`` is ``shared_prefix`` (any causal LM of transformers), ``llamacpp`` (any GGUF file) or
+    ``openai`` (``server``, which knows the model by the name ``model``).
+
+    ``dtype`` int8 (``shared_prefix`` on a CPU): linear layers in 8-bit integers, the rest in the fast dtype.
+    """
+
+    kind: str = "shared_prefix"
+    model: Annotated[str, Field(validate_default=True)] = MODEL_NAME
+    dtype: Dtype | Literal["int8"] = "auto"
+    chat_template: bool = False
+    batch_size: Positive = 64
+    max_new_tokens: Positive = 72
+    trust_remote_code: bool = False
+    server: Annotated[Server, Field(validate_default=True)] = Server()
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return all_known("teacher", [name], TEACHERS)[0]
+
+    @field_validator("model")
+    @classmethod
+    def _on_the_server(cls, name: str, info: Any) -> str:
+        if info.data.get("kind") == "openai" and (name.startswith("embedded:") or not name):
+            raise ValueError("should be the model's name on the server, where teacher.kind is openai")
+        return name
+
+    @field_validator("server")
+    @classmethod
+    def _named(cls, server: Server, info: Any) -> Server:
+        if info.data.get("kind") == "openai" and server.base_url is None:
+            raise ValueError("base_url is missing; it should name the server, e.g. http://localhost:8000/v1")
+        return server
+
+    def answering(self) -> dict[str, Any]:
+        """The keys that can change an answer, for fingerprints."""
+        if self.kind != "openai":
+            return self.model_dump(exclude={"batch_size", "server"})
+        return self.model_dump(
+            include={"kind": True, "model": True, "chat_template": True, "max_new_tokens": True}
+            | {"server": {"revision", "extra"}}
+        )

@@ -1,0 +1,30 @@
+"""The section ``text`` of a recipe."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from brd.sections.section import Positive, Section
+
+
+class Text(Section):
+    """The corpus. ``source`` is ``passages`` (our own prose), a file, folder or glob (or several), or ``hub:NAME``.
+
+    ``order`` shuffled takes the paragraphs of all sources in an order of their hashes, so that a part of the corpus
+    has something of every source; the whole corpus is then held in memory. ``held_out`` and ``healing`` are shares of
+    the documents that no arm trains on: for the tests of reading, and for healing the student beforehand.
+    """
+
+    source: str | list[str] = "passages"
+    layout: Literal["blank_line", "line"] = "line"
+    field: str = "text"
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    encoding_errors: Literal["strict", "replace"] = "strict"
+    language: str = "en"
+    min_characters: Positive = 15
+    max_characters: Positive = 400
+    order: Literal["corpus", "shuffled"] = "corpus"
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    healing: Annotated[float, Field(ge=0, lt=1)] = 0.0
