@@ -39,6 +39,7 @@ def test_arms_have_seeds_and_variants(recipe_file: Any) -> None:
     [
         ({"arms": ["base", "brdd@1"]}, "unknown arm 'brdd'; did you mean 'brd'"),
         ({"arms": ["brd@1", "brd@1"]}, "an arm is named twice"),
+        ({"evaluation": {"reading_arms": ["brb"]}}, "evaluation.reading_arms: unknown arm 'brb'; did you mean 'brd'"),
         ({"variants": {"brd": {"arm": "brd"}}}, "'brd' is a known arm"),
         ({"variants": {"healed": {"arm": "brd"}}}, "'healed' names something else"),
         (
@@ -115,13 +116,15 @@ def test_an_experiment_with_seeds_healing_halves_and_the_teacher(
     weights = [(out / "students" / name / "model.safetensors").read_bytes() for name in ("healed", "base", "brd")]
     assert weights[0] == weights[1] != weights[2]
 
-    # The other half: nothing is read or trained again, and no item is in both.
-    again = brd("run", path, "--out", "out", "--set", "evaluation.half=b")
+    # The other half: nothing is read or trained again, and no item is in both; reading is tested where it is asked for.
+    some = "evaluation.reading_arms=[base, brd]"
+    again = brd("run", path, "--out", "out", "--set", "evaluation.half=b", "--set", some)
     assert again.returncode == 0, again.stderr
     started = {line.split(":")[0] for line in again.stderr.splitlines() if line.endswith(": started")}
     assert started == {*(f"evaluate_b.{arm}" for arm in [*summary["arms"], "teacher"]), "report"}
     other = json.loads((out / "summary.json").read_text())
     assert other["half"] == "b"
+    assert [arm for arm, figures in other["arms"].items() if "reading" in figures] == ["base", "brd"]
 
     import pyarrow.parquet as pq
 

@@ -127,8 +127,9 @@ class Pipeline:
 
         recipe = self.recipe
         tasks = [(task.model_dump(), stamp(task.source)) for task in map(load_task, recipe.evaluation.tasks)]
-        settings = recipe.evaluation.model_dump(exclude={"batch_tokens", "cache"})
-        return fingerprint("evaluate", self.skill_print(arm), tasks, settings)
+        settings = recipe.evaluation.model_dump(exclude={"batch_tokens", "cache", "reading_arms"})
+        who = self.skill_print(arm) if self.reads(arm) else ["no reading", self.train_print(arm)]
+        return fingerprint("evaluate", who, tasks, settings)
 
     def report_print(self) -> str:
         # What `brd audit` asked the teacher afterwards stands in the page too.
@@ -140,6 +141,11 @@ class Pipeline:
     def evaluated(self) -> list[str]:
         """The arms, and the teacher where the recipe has it scored."""
         return [*self.arms, *([TEACHER] if self.recipe.evaluation.teacher else [])]
+
+    def reads(self, arm: str) -> bool:
+        """Whether an arm's reading is tested; the teacher's always is, against gold."""
+        chosen = self.recipe.evaluation.reading_arms
+        return arm == TEACHER or chosen is None or arm in chosen
 
     def state(self) -> dict[str, bool]:
         """Which steps are current, without running or loading anything."""
@@ -336,13 +342,15 @@ class Pipeline:
                 limit = self.recipe.evaluation.teacher if arm == TEACHER else None
                 folder = self.evaluation_folder / arm
                 figures = step.score_tasks(self.recipe, asked, folder, self.console.progress, limit)
-                figures |= read_json(self.run.path / "reading_skill" / f"{arm}.json")
+                if self.reads(arm):
+                    figures |= read_json(self.run.path / "reading_skill" / f"{arm}.json")
                 write_json(self.evaluation_folder / f"{arm}.json", step.rounded(figures))
                 return {}
 
             skill_file = self.run.path / "reading_skill" / f"{arm}.json"
             out = self.evaluation_folder / f"{arm}.json"
-            self.run.do(f"skill.{arm}", self.skill_print(arm), [skill_file], skill, self.console.say)
+            if self.reads(arm):
+                self.run.do(f"skill.{arm}", self.skill_print(arm), [skill_file], skill, self.console.say)
             self.run.do(f"{self._evaluate}.{arm}", self.evaluate_print(arm), [out], work, self.console.say)
             self.console.say(f"  {evaluation_line(arm, read_json(out))}")
 

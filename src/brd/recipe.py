@@ -48,7 +48,7 @@ class Recipe(Section):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     variants: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*$")], Variant] = {}
-    arms: Annotated[list[str], Field(min_length=1)] = ["base", "further", "brd"]
+    arms: Annotated[list[str], Field(min_length=1, validate_default=True)] = ["base", "further", "brd"]
 
     @field_validator("variants")
     @classmethod
@@ -63,7 +63,13 @@ class Recipe(Section):
     def _known(cls, names: list[str], info: Any) -> list[str]:
         from brd.experiment import check_arms
 
-        check_arms(names, info.data.get("variants", {}))
+        variants = info.data.get("variants", {})
+        check_arms(names, variants)
+        evaluation = info.data.get("evaluation")
+        try:
+            check_arms((evaluation and evaluation.reading_arms) or [], variants)
+        except ValueError as error:
+            raise ValueError(f"evaluation.reading_arms: {error}") from None
         return names
 
 

@@ -62,7 +62,7 @@ def _costs(run: "Pipeline") -> tuple[Counter[str], float]:
     seconds: Counter[str] = Counter()
     peak = 0.0
     steps = [name for name in run.state() if name != "report"]
-    steps += [f"skill.{arm}" for arm in run.evaluated]
+    steps += [f"skill.{arm}" for arm in run.evaluated if run.reads(arm)]
     for step in steps:
         manifest = run.run.manifest(step) or {}
         kind = step.split(".")[0].split("_")[0]

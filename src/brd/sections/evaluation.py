@@ -11,11 +11,11 @@ class Evaluation(Section):
     """Tasks (names of shipped task files, or paths of task files) and the reading skill on held-out text.
 
     ``templates`` is ``all``, or the name of one; each task's default unless said, as are ``shots`` and ``metric``.
-    ``half`` keeps the items of one half by hash: choose on a, report on b. ``cache`` is a folder with item scores, or
-    with folders of them; what is there is not scored again. ``gold_entities`` (IOB) and ``gold_answers`` (SQuAD's
-    JSON) are files of human annotations, of which ``gold_limit`` sentences and questions are asked. ``teacher`` has the
-    teacher scored as well, on at most so many items a task. ``leave_out`` names tasks without which the contrasts over
-    seeds are told a second time.
+    ``half`` keeps the items of one half by hash: choose on a, report on b. ``reading_arms`` are the arms whose reading
+    is tested (null: all). ``cache`` is a folder with item scores, or with folders of them; what is there is not scored
+    again. ``gold_entities`` (IOB) and ``gold_answers`` (SQuAD's JSON) are files of human annotations, of which
+    ``gold_limit`` sentences and questions are asked. ``teacher`` has the teacher scored as well, on at most so many
+    items a task. ``leave_out`` names tasks without which the contrasts over seeds are told a second time.
     """
 
     tasks: list[str] = ["sst2", "rte", "cb", "boolq", "piqa"]
@@ -29,6 +29,7 @@ class Evaluation(Section):
     dtype: Dtype = "auto"
     reading_sentences: Positive = 100
     reading_prompted: bool = True
+    reading_arms: list[str] | None = None
     gold_entities: str | None = None
     gold_answers: str | None = None
     gold_limit: Positive = 200
