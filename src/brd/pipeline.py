@@ -150,7 +150,7 @@ class Pipeline:
     def state(self) -> dict[str, bool]:
         """Which steps are current, without running or loading anything."""
         current, path = self.run.is_current, self.run.path
-        state = {"read": current("read", self.read_print(), self.readings_folder / "paragraphs.parquet")}
+        state = {"read": current("read", self.read_print(), *self._read_outputs())}
         if self.recipe.healing:
             state["compose.healing"] = current("compose.healing", self.heal_print(), path / "composed" / "healing")
         for arm in self.composed:
@@ -173,13 +173,19 @@ class Pipeline:
                 f"or everything with `brd run RECIPE`"
             )
 
+    def _read_outputs(self) -> list[Path]:
+        # A shard that was moved away (it was damaged, say) is a reason to read again.
+        shards = ((self.run.manifest("read") or {}).get("result") or {}).get("shards", [])
+        return [self.readings_folder / name for name in ("paragraphs.parquet", "teacher.json", *shards)]
+
     # The steps.
 
     def read(self) -> None:
         """Text to readings."""
 
         def work() -> dict[str, Any]:
-            from brd.reading.reader import Readings, funnel, read
+            from brd.reading.reader import funnel, read
+            from brd.reading.store import shards
             from brd.teachers import LazyTeacher
 
             teacher = LazyTeacher(self.recipe.teacher)
@@ -190,12 +196,12 @@ class Pipeline:
                 teacher.close()
             return {
                 "counts": dict(counts),
-                "readings": funnel(Readings(self.recipe, self.readings_folder)),
+                "readings": funnel(self.recipe, self.readings_folder),
                 "teacher": about,
+                "shards": [shard.name for shard in shards(self.readings_folder)],
             }
 
-        outputs = [self.readings_folder / "paragraphs.parquet", self.readings_folder / "teacher.json"]
-        manifest = self.run.do("read", self.read_print(), outputs, work, self.console.say)
+        manifest = self.run.do("read", self.read_print(), self._read_outputs(), work, self.console.say)
         for line in reading_lines(manifest["result"]):
             self.console.say(f"  {line}")
 

@@ -153,6 +153,8 @@ def reading_lines(read: dict[str, Any]) -> list[str]:
         for name, funnel in read["readings"].items()
     ]
     counts = read["counts"]
+    if counts.get("shards_mended"):
+        lines.append("the last shard was damaged: made anew from its journal, the damaged file (.damaged) was kept")
     if asked := sum(counts.get(f"{name}_asked", 0) for name in read["readings"]):
         cached = f" ({counts['cached_tokens']} of them from the server's cache)" if counts.get("cached_tokens") else ""
         repeated = f"; {counts['retries']} requests repeated" if counts.get("retries") else ""

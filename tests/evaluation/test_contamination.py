@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from brd.errors import BrdError
 from brd.evaluation import contamination
 from brd.evaluation.contamination import Match, TaskItem, TaskOverlap, corpus_texts, find_overlap, item_texts
-from brd.reading.store import Reading, Store, write_table
+from brd.reading.parquet import write_table
+from brd.reading.store import Reading, Store
 from brd.sections.text import Text
 
 Grams = dict[tuple[str, ...], str]

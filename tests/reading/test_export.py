@@ -19,6 +19,7 @@ from brd.composing.documents import lessons
 from brd.composing.packing import TokenRows
 from brd.errors import BrdError
 from brd.reading import export as to
+from brd.reading import reader
 from brd.reading.behavior import load_behaviors
 from brd.reading.reader import Readings, ReadParagraph
 from brd.reading.store import Reading, with_judgement
@@ -257,7 +258,7 @@ def test_a_few_sentences_at_a_time_are_the_same(
         return (tmp_path / name).read_bytes()
 
     whole = written("whole.jsonl")
-    monkeypatch.setattr(to, "WINDOW", 1)
+    monkeypatch.setattr(reader, "GROUP", 1)
     assert written("piecemeal.jsonl") == whole
 
 

@@ -14,7 +14,8 @@ from read_runs import Brd, everything, failed, ok, read_into, recipe_in
 
 from brd.reading.behavior import load_behaviors, prompt_hash
 from brd.reading.card import FIELDS, public
-from brd.reading.store import SCHEMA, load_answers
+from brd.reading.lookup import Known
+from brd.reading.store import SCHEMA
 
 TOKEN = "hf_" + "secretsecret"
 LICENCE = ("--licence", "cc0-1.0")
@@ -115,7 +116,7 @@ def test_a_dry_run_writes_a_folder_that_loads(run: Path, brd_here: Brd, tmp_path
         names = ("document", "paragraph", "sentence", "start", "key", "text", "raw", "content", "verdict")
         assert list(zip(*(data[split][name] for name in names), strict=True)) == wanted
     # The files are what another run takes as reading.known.
-    answers = load_answers(folder.glob("data/*.parquet"))
+    answers = Known(sorted(folder.glob("data/*.parquet"))).answers([r.key for *_, r in everything(run)])
     assert {key: answer.text for key, answer in answers.items()} == {r.key: r.raw for *_, r in everything(run)}
 
     text = (folder / "README.md").read_text(encoding="utf-8")

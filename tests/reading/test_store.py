@@ -99,10 +99,10 @@ def test_the_last_readings_come_in_their_order(tmp_path: Path) -> None:
     with Store(tmp_path, shard_rows=3) as store:
         for n in range(8):
             store.append(readings(n))
-        assert [r.sentence for r in store.last(lambda r: True, 4)] == [4, 5, 6, 7]
-        assert [r.sentence for r in store.last(lambda r: r.sentence % 3 == 0, 2)] == [3, 6]
-        assert [r.sentence for r in store.last(lambda r: r.sentence < 2, 9)] == [0, 1]
-        assert store.last(lambda r: False, 9) == []
+        assert [r.sentence for r in store.last("ner", lambda r: True, 4)] == [4, 5, 6, 7]
+        assert [r.sentence for r in store.last("ner", lambda r: r.sentence % 3 == 0, 2)] == [3, 6]
+        assert [r.sentence for r in store.last("ner", lambda r: r.sentence < 2, 9)] == [0, 1]
+        assert store.last("ner", lambda r: False, 9) == []
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
@@ -119,7 +119,9 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
 def test_new_verdicts_replace_old_ones_and_keep_the_answers(tmp_path: Path) -> None:
     with Store(tmp_path, shard_rows=2) as store:
         store.append(readings(0, 1, 2))
-        changed = store.rejudge(lambda r: replace(r, verdict="rejected", reason="test") if r.key == "k1" else r)
+        changed = store.rejudge(
+            lambda r: replace(r, verdict="rejected", reason="test") if r.key == "k1" else r, {"ner": "v2"}
+        )
     found = load(tmp_path, ["k0", "k1", "k2"])
     assert changed == 1
     assert [found[k].verdict for k in ("k0", "k1", "k2")] == ["verified", "rejected", "verified"]

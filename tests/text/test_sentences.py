@@ -1,5 +1,8 @@
+import re
+
 import pytest
-from hypothesis import given
+import sentencex
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brd.sections.text import Text
@@ -22,6 +25,24 @@ languages = st.sampled_from(["en", "de", "fr", "zh", "hy", "my", "en-GB", "nonse
 @given(text=st.one_of(texts, realistic), language=languages)
 def test_spans_and_what_lies_between_them_give_the_text_back(text: str, language: str) -> None:
     tiles(text, language)
+
+
+def by_boundaries(text: str, language: str) -> list[Span]:
+    """The plain way: what sentencex itself says about places."""
+    text = re.sub("[\ud800-\udfff]", "\ufffd", re.sub(r"[^\S \n\t]", " ", text))
+    found = [(b["start_index"], b["text"]) for b in sentencex.get_sentence_boundaries(language, text)]
+    return [
+        Span(start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip()))
+        for start, piece in found
+        if piece.strip()
+    ]
+
+
+@settings(deadline=None)
+@given(text=st.one_of(texts, realistic), long=st.sampled_from([False] * 9 + [True]), language=languages)
+def test_the_fast_way_gives_the_sentences_of_the_plain_way(text: str, long: bool, language: str) -> None:
+    text *= 12_000 // (len(text) or 1) + 1 if long else 1
+    assert split(text, language) == by_boundaries(text, language)
 
 
 @pytest.mark.parametrize("unit", ["Le café était là. ", "Le café.\n\nIl y a. ", "Été.\n\r\nOui 😀. "])

@@ -21,7 +21,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from brd.errors import BrdError
 from brd.evaluation.records import records
 from brd.evaluation.tasks import Task
-from brd.reading.store import read_table
+from brd.reading.parquet import read_table
 from brd.sections.text import Text
 from brd.text.sources import paragraphs
 

@@ -16,8 +16,9 @@ import numpy as np
 from brd import recipe as recipes
 from brd.errors import BrdError, nearest
 from brd.reading.behavior import Behavior, load_behaviors
-from brd.reading.reader import ReadParagraph, as_taught, iter_paragraphs, reading_names
-from brd.reading.store import Lookup, Reading, reading_key
+from brd.reading.lookup import Lookup
+from brd.reading.reader import Found, ReadParagraph, as_taught, iter_paragraphs, iter_readings, reading_names
+from brd.reading.store import Reading, reading_key, shards
 from brd.recipe import Recipe
 from brd.run import read_json
 
@@ -25,12 +26,8 @@ Part = Literal["train", "held_out", "all"]
 Level = Literal["sentence", "paragraph"]
 # What `datasets` calls the parts when it loads a folder.
 SPLITS = {"train": "train", "held_out": "test"}
-# Sentences whose readings are looked up at once; all that is in memory.
-WINDOW = 4096
 
 Message = dict[str, str]
-Found = dict[tuple[int, str], Reading]
-"""The readings of one paragraph, by the number of the sentence and the behavior."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +40,9 @@ class Selection:
 
     def parts(self) -> tuple[Part, ...]:
         return ("train", "held_out") if self.part == "all" else (self.part,)
+
+    def held_out(self) -> tuple[bool, ...]:
+        return tuple(name == "held_out" for name in self.parts())
 
     def takes(self, reading: Reading) -> bool:
         return reading.verdict == "verified" or not self.verified_only
@@ -108,53 +108,28 @@ def stream(
 
     A few thousand sentences are in memory at a time. Raises BrdError where a reading is missing.
     """
-    lookup, done = Lookup(run.readings), 0
-    for window, keys in _windows(run, selection):
-        rows = lookup.where(list(keys.values()))
-        if (rows < 0).any():
+    names = reading_names(run.recipe, run.readings, run.behaviors(selection.behaviors))
+    for done, (paragraph, found) in enumerate(iter_readings(run.readings, names, *selection.held_out()), start=1):
+        if len(found) < len(names) * len(paragraph.readable):
             raise run.incomplete()
-        by_key = {reading.key: reading for reading in lookup.readings(np.unique(rows))}
-        found: list[Found] = [{} for _ in window]
-        for (at, number, name), key in keys.items():
-            found[at][number, name] = by_key[key]
-        for paragraph, readings in zip(window, found, strict=True):
-            yield paragraph, readings
-            done += 1
-            if progress and not done % 500:
-                progress(done)
+        yield paragraph, found
+        if progress and not done % 500:
+            progress(done)
 
 
 def distinct(run: ReadRun, selection: Selection) -> Iterator[Reading]:
     """The selected readings, each once wherever its sentence occurs, in the order in which they were stored."""
-    lookup = Lookup(run.readings)
-    wanted = np.zeros(len(lookup), dtype=bool)
-    for _, keys in _windows(run, selection):
-        rows = lookup.where(list(keys.values()))
-        if (rows < 0).any():
-            raise run.incomplete()
-        wanted[rows] = True
-    return filter(selection.takes, lookup.readings(np.flatnonzero(wanted)))
-
-
-def _windows(
-    run: ReadRun, selection: Selection
-) -> Iterator[tuple[list[ReadParagraph], dict[tuple[int, int, str], str]]]:
-    """Some paragraphs at a time, and the keys of their readings by place in the window, sentence and behavior."""
     names = reading_names(run.recipe, run.readings, run.behaviors(selection.behaviors))
-    window: list[ReadParagraph] = []
-    keys: dict[tuple[int, int, str], str] = {}
+    lookup = Lookup(shards(run.readings))
+    wanted = np.zeros(len(lookup), dtype=bool)
     for paragraph in iter_paragraphs(run.readings):
-        if part(paragraph) not in selection.parts():
-            continue
-        for number in paragraph.readable:
-            for name, parts in names.items():
-                keys[len(window), number, name] = reading_key(*parts, paragraph.sentence(number))
-        window.append(paragraph)
-        if len(keys) >= WINDOW:
-            yield window, keys
-            window, keys = [], {}
-    if window:
-        yield window, keys
+        if paragraph.held_out in selection.held_out():
+            sentences = [paragraph.sentence(number) for number in paragraph.readable]
+            rows = lookup.where([reading_key(*name, sentence) for name in names.values() for sentence in sentences])
+            if (rows < 0).any():
+                raise run.incomplete()
+            wanted[rows] = True
+    return filter(selection.takes, lookup.readings(np.flatnonzero(wanted)))
 
 
 def part(paragraph: ReadParagraph) -> Part:

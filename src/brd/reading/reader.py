@@ -4,26 +4,21 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from brd.errors import BrdError
 from brd.reading.behavior import Behavior, load_behaviors, prompt_hash
 from brd.reading.floor import Floor
-from brd.reading.store import (
-    Reading,
-    Store,
-    load,
-    load_answers,
-    read_pieces,
-    reading_key,
-    with_judgement,
-    write_table,
-)
+from brd.reading.lookup import Known, Lookup
+from brd.reading.parquet import read_pieces, writer
+from brd.reading.store import Reading, Store, judged, load, reading_key, shards, with_judgement
+from brd.reading.verifier import verifier_print
 from brd.recipe import Recipe
 from brd.sections.text import Text
 from brd.teachers.teacher import Answer, Teacher
@@ -32,6 +27,8 @@ from brd.text.sources import paragraphs
 
 # Sentences that are handed to the teacher at once: bounds memory, and is large against a batch.
 WINDOW = 8192
+# Paragraphs that are written at once, and whose readings are looked up at once.
+GROUP = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +68,9 @@ def choose(recipe: Recipe, counts: Counter[str]) -> Iterator[ReadParagraph]:
     for paragraph in paragraphs(settings):
         if paragraph.document not in documents:
             counts["documents_seen"] += 1
+            if settings.order == "corpus":
+                # The paragraphs of a document come one after another.
+                documents.clear()
             documents.add(paragraph.document)
         part = part_of(paragraph.document, settings)
         if part == "healing":
@@ -90,31 +90,33 @@ def choose(recipe: Recipe, counts: Counter[str]) -> Iterator[ReadParagraph]:
         yield ReadParagraph(paragraph.document, paragraph.index, paragraph.text, held_out, spans, readable)
 
 
-def read(
-    recipe: Recipe, folder: Path, teacher: Teacher, progress: Callable[[str, int, int], None] | None = None
-) -> Counter[str]:
+Progress = Callable[[str, int, int | None], None]
+Name = tuple[str, str, int]
+"""What ``reading_key`` takes beside the sentence."""
+
+
+def read(recipe: Recipe, folder: Path, teacher: Teacher, progress: Progress | None = None) -> Counter[str]:
     """Read the corpus into ``folder``; returns counts. An interrupted call goes on where it stopped.
 
-    ``progress`` is told (behavior, done, of) now and then. Raises BrdError when a part has no sentence, and when too
-    few answers are verified (``reading.floor``).
+    In memory are some thousands of sentences, the readings of a shard, and 24 bytes for each reading that is stored or
+    known (with ``text.order`` shuffled the corpus as well). ``progress`` is told (what, done, of) now and then. Raises
+    BrdError when a part has no sentence, and when too few answers are verified (``reading.floor``).
     """
     counts: Counter[str] = Counter()
     with Store(folder, recipe.reading.shard_rows) as store:
-        chosen = list(choose(recipe, counts))
-        check_parts(recipe, counts)
-        _save_paragraphs(folder, chosen)
+        counts["shards_mended"] = store.mended
+        _save_paragraphs(recipe, folder, counts, progress)
         behaviors = load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars)
         identity = teacher_hash(teacher)
-        known = load_answers(map(Path, recipe.reading.known))
+        known = Known(list(map(Path, recipe.reading.known)))
         (folder / "teacher.json").write_text(json.dumps({"hash": identity, **teacher.identity()}, indent=2) + "\n")
+        drop = recipe.reading.drop_bad_entities
+        store.rejudge(
+            lambda reading: _judged(reading, behaviors[reading.behavior], recipe),
+            {name: verifier_print(behavior, drop_bad_parts=drop) for name, behavior in behaviors.items()},
+        )
         for behavior in behaviors.values():
-            _read_behavior(recipe, behavior, teacher, identity, known, chosen, store, counts, progress)
-
-        def judge(reading: Reading) -> Reading:
-            behavior = behaviors.get(reading.behavior)
-            return reading if behavior is None else _judged(reading, behavior, recipe)
-
-        store.rejudge(judge)
+            _read_behavior(recipe, behavior, teacher, identity, known, store, counts, progress)
     return counts
 
 
@@ -123,35 +125,33 @@ def _read_behavior(
     behavior: Behavior,
     teacher: Teacher,
     identity: str,
-    known: dict[str, Answer],
-    chosen: list[ReadParagraph],
+    known: Known,
     store: Store,
     counts: Counter[str],
-    progress: Callable[[str, int, int], None] | None,
+    progress: Progress | None,
 ) -> None:
-    prompt, limit = prompt_hash(behavior), min(behavior.max_new_tokens, recipe.teacher.max_new_tokens)
-    places: dict[str, tuple[ReadParagraph, int]] = {}
-    total = 0
-    for paragraph in chosen:
-        for number in paragraph.readable:
-            total += 1
-            key = reading_key(identity, prompt, limit, paragraph.sentence(number))
-            if key not in store:
-                places.setdefault(key, (paragraph, number))
-    if paid := [key for key in places if key in known]:
-        store.append(_reading(key, *places.pop(key), behavior, known[key], identity, prompt, recipe) for key in paid)
-    floor = _floor(recipe, behavior, (identity, prompt, limit), store)
-    counts[f"{behavior.name}_known_before"] = total - len(places)
-    done = total - len(places)
-    pending = iter(places.items())
-    while window := list(itertools.islice(pending, WINDOW)):
-        suffixes = [behavior.suffix(paragraph.sentence(number)) for _, (paragraph, number) in window]
+    limit = min(behavior.max_new_tokens, recipe.teacher.max_new_tokens)
+    name = (identity, prompt_hash(behavior), limit)
+    if len(known):
+        # First of all, so that whatever happens while the teacher is asked these are there.
+        for _, places in _missing(name, store):
+            answers = known.answers(list(places))
+            store.append(
+                _reading(key, *places[key], behavior, answers[key], name, recipe) for key in places if key in answers
+            )
+    floor = _floor(recipe, behavior, name, store)
+    total = counts["sentences_train"] + counts["sentences_held_out"]
+    asked = 0
+    for done, places in _missing(name, store):
+        keys = list(places)
+        suffixes = [behavior.suffix(paragraph.sentence(number)) for paragraph, number in places.values()]
         for index, answer in teacher.answer(behavior.prefix, suffixes, stop=behavior.stop, max_new_tokens=limit):
-            key, (paragraph, number) = window[index]
-            reading = _reading(key, paragraph, number, behavior, answer, identity, prompt, recipe)
+            key = keys[index]
+            reading = _reading(key, *places[key], behavior, answer, name, recipe)
             store.append([reading])
             floor.saw(reading)
             done += 1
+            asked += 1
             counts[f"{behavior.name}_asked"] += 1
             counts["prompt_tokens"] += answer.prompt_tokens
             counts["new_tokens"] += answer.new_tokens
@@ -159,18 +159,34 @@ def _read_behavior(
             counts["retries"] += answer.retries
             if progress:
                 progress(behavior.name, done, total)
+    counts[f"{behavior.name}_known_before"] = total - asked
 
 
-def _floor(recipe: Recipe, behavior: Behavior, name: tuple[str, str, int], store: Store) -> Floor:
-    """The alarm of a behavior, which knows its last answers to this prompt from earlier calls, judged anew."""
+def _missing(name: Name, store: Store) -> Iterator[tuple[int, dict[str, tuple[ReadParagraph, int]]]]:
+    """The sentences without a reading by key, each where it stands first and so many at a time as are asked at once;
+    and how many sentences before them need none any more. What was given out before is to be in the store by then."""
+    stream = ((paragraph, number) for paragraph in iter_paragraphs(store.folder) for number in paragraph.readable)
+    waiting: dict[str, tuple[ReadParagraph, int]] = {}
+    seen = 0
+    while some := list(itertools.islice(stream, WINDOW)):
+        seen += len(some)
+        keys = [reading_key(*name, paragraph.sentence(number)) for paragraph, number in some]
+        for key, place, there in zip(keys, some, store.has(keys), strict=True):
+            if not there:
+                waiting.setdefault(key, place)
+        while len(waiting) >= WINDOW:
+            yield seen - len(waiting), dict(itertools.islice(waiting.items(), WINDOW))
+            waiting = dict(itertools.islice(waiting.items(), WINDOW, None))
+    if waiting:
+        yield seen - len(waiting), waiting
+
+
+def _floor(recipe: Recipe, behavior: Behavior, name: Name, store: Store) -> Floor:
+    """The alarm of a behavior, which knows its last answers to this prompt from earlier calls."""
     settings = recipe.reading
     if settings.floor is None:
         return Floor(settings, behavior.name, store.folder.parent)
-
-    def wanted(reading: Reading) -> bool:
-        return reading.behavior == behavior.name and reading.key == reading_key(*name, reading.text)
-
-    before = (_judged(reading, behavior, recipe) for reading in store.last(wanted, settings.floor_window))
+    before = store.last(behavior.name, lambda r: r.key == reading_key(*name, r.text), settings.floor_window)
     return Floor(settings, behavior.name, store.folder.parent, before)
 
 
@@ -187,33 +203,28 @@ def _reading(
     number: int,
     behavior: Behavior,
     answer: Answer,
-    identity: str,
-    prompt: str,
+    name: Name,
     recipe: Recipe,
 ) -> Reading:
-    span = paragraph.spans[number]
-    blank = Reading(
+    span, sentence = paragraph.spans[number], paragraph.sentence(number)
+    drop = recipe.reading.drop_bad_entities
+    return Reading(
         key=key,
         document=paragraph.document,
         paragraph=paragraph.index,
         sentence=number,
         start=span.start,
         end=span.end,
-        text=paragraph.sentence(number),
+        text=sentence,
         behavior=behavior.name,
         raw=answer.text,
         finished=answer.finished,
-        content=None,
-        verdict="malformed",
-        reason="",
-        parts=0,
-        parts_verified=0,
-        teacher=identity,
-        prompt_hash=prompt,
+        teacher=name[0],
+        prompt_hash=name[1],
         prompt_tokens=answer.prompt_tokens,
         new_tokens=answer.new_tokens,
+        **judged(behavior.judge(answer.text, sentence, finished=answer.finished, drop_bad_parts=drop)),
     )
-    return _judged(blank, behavior, recipe)
 
 
 def teacher_hash(teacher: Teacher) -> str:
@@ -247,17 +258,23 @@ _PARAGRAPHS = pa.schema(
 )
 
 
-def _save_paragraphs(folder: Path, chosen: list[ReadParagraph]) -> None:
-    columns = {
-        "document": [p.document for p in chosen],
-        "paragraph": [p.index for p in chosen],
-        "text": [p.text for p in chosen],
-        "held_out": [p.held_out for p in chosen],
-        "starts": [[s.start for s in p.spans] for p in chosen],
-        "ends": [[s.end for s in p.spans] for p in chosen],
-        "readable": [list(p.readable) for p in chosen],
-    }
-    write_table(pa.table(columns, schema=_PARAGRAPHS), folder / "paragraphs.parquet")
+def _save_paragraphs(recipe: Recipe, folder: Path, counts: Counter[str], progress: Progress | None) -> None:
+    chosen = choose(recipe, counts)
+    with writer(folder / "paragraphs.parquet", _PARAGRAPHS) as into:
+        while some := list(itertools.islice(chosen, GROUP)):
+            columns = {
+                "document": [p.document for p in some],
+                "paragraph": [p.index for p in some],
+                "text": [p.text for p in some],
+                "held_out": [p.held_out for p in some],
+                "starts": [[s.start for s in p.spans] for p in some],
+                "ends": [[s.end for s in p.spans] for p in some],
+                "readable": [p.readable for p in some],
+            }
+            into.write_table(pa.table(columns, schema=_PARAGRAPHS))
+            if progress:
+                progress("sentences", counts["sentences_train"] + counts["sentences_held_out"], None)
+        check_parts(recipe, counts)
 
 
 def load_paragraphs(folder: Path) -> list[ReadParagraph]:
@@ -274,13 +291,34 @@ def iter_paragraphs(folder: Path) -> Iterator[ReadParagraph]:
             yield ReadParagraph(document, index, text, held_out, spans, tuple(readable))
 
 
-def reading_names(recipe: Recipe, folder: Path, behaviors: dict[str, Behavior]) -> dict[str, tuple[str, str, int]]:
+def reading_names(recipe: Recipe, folder: Path, behaviors: dict[str, Behavior]) -> dict[str, Name]:
     """What ``reading_key`` takes beside the sentence, by behavior: of the teacher that read into the folder."""
     identity = json.loads((folder / "teacher.json").read_text())["hash"]
     return {
         name: (identity, prompt_hash(b), min(b.max_new_tokens, recipe.teacher.max_new_tokens))
         for name, b in behaviors.items()
     }
+
+
+Found = dict[tuple[int, str], Reading]
+"""The readings of one paragraph, by the number of the sentence and the behavior."""
+
+
+def iter_readings(folder: Path, names: Mapping[str, Name], *held_out: bool) -> Iterator[tuple[ReadParagraph, Found]]:
+    """The paragraphs of these parts, in the order of the corpus, with the readings of some behaviors that are there; a
+    few thousand sentences at a time in memory."""
+    lookup = Lookup(shards(folder))
+    stream = (paragraph for paragraph in iter_paragraphs(folder) if paragraph.held_out in held_out)
+    while some := list(itertools.islice(stream, GROUP)):
+        places = [(at, n, name) for at, p in enumerate(some) for n in p.readable for name in names]
+        rows = lookup.where([reading_key(*names[name], some[at].sentence(n)) for at, n, name in places])
+        there = np.unique(rows[rows >= 0])
+        by_row = dict(zip(there.tolist(), lookup.readings(there), strict=True))
+        found: list[Found] = [{} for _ in some]
+        for (at, number, name), row in zip(places, rows.tolist(), strict=True):
+            if row >= 0:
+                found[at][number, name] = by_row[row]
+        yield from zip(some, found, strict=True)
 
 
 class Readings:
@@ -325,29 +363,26 @@ def as_taught(behavior: Behavior, reading: Reading, verified_only: bool) -> str 
     return " " + reading.raw.strip()
 
 
-def funnel(readings: Readings) -> dict[str, Any]:
+def funnel(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """How many readings were asked for, well formed and verified, by behavior, and why the others were not."""
-    found: dict[str, Any] = {}
-    for name, behavior in readings.behaviors.items():
-        counts: Counter[str] = Counter()
-        reasons: Counter[str] = Counter()
-        every = [r for part in (False, True) for _, _, r in readings.all(part) if r.behavior == name]
-        for reading in every:
-            counts[reading.verdict] += 1
-            counts["parts"] += reading.parts
-            counts["parts_verified"] += reading.parts_verified
+    behaviors = load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars)
+    counts: dict[str, Counter[str]] = {name: Counter() for name in behaviors}
+    reasons: dict[str, Counter[str]] = {name: Counter() for name in behaviors}
+    names = reading_names(recipe, folder, behaviors)
+    for _, found in iter_readings(folder, names, False, True):
+        for (_, name), reading in found.items():
+            counts[name].update(asked=1, parts=reading.parts, parts_verified=reading.parts_verified)
+            counts[name][reading.verdict] += 1
             if reading.verdict == "verified":
-                counts["empty"] += behavior.is_empty(reading.parsed() or {})
+                counts[name]["empty"] += behaviors[name].is_empty(reading.parsed() or {})
             else:
-                reasons[reading.reason] += 1
-        found[name] = {
-            "asked": len(every),
-            "well_formed": len(every) - counts["malformed"],
-            "verified": counts["verified"],
-            "rejected": counts["rejected"],
-            "empty": counts["empty"],
-            "parts": counts["parts"],
-            "parts_verified": counts["parts_verified"],
-            "reasons": dict(reasons.most_common()),
+                reasons[name][reading.reason] += 1
+    return {
+        name: {
+            "asked": n["asked"],
+            "well_formed": n["asked"] - n["malformed"],
+            **{key: n[key] for key in ("verified", "rejected", "empty", "parts", "parts_verified")},
+            "reasons": dict(reasons[name].most_common()),
         }
-    return found
+        for name, n in counts.items()
+    }

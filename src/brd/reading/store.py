@@ -10,19 +10,18 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from brd.errors import BrdError
-from brd.teachers.teacher import Answer
+from brd.reading.behavior import Judgement
+from brd.reading.keys import KeyIndex
+from brd.reading.parquet import Damaged, read_note, read_pieces, read_table, write_table, writer
 
 SCHEMA = pa.schema(
     [
@@ -82,7 +81,15 @@ class Reading:
         return None if self.content is None else json.loads(self.content)
 
 
+JOURNAL = "journal.jsonl"
+# The journal that the last shard was made of.
+_SEALED = "sealed.jsonl"
+
 _FIELDS = [field.name for field in fields(Reading)]
+_values = attrgetter(*_FIELDS)
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+# Under this name a shard notes by which verifier the readings of each behavior were judged ("" where nobody knows).
+_JUDGED_BY = "judged_by"
 
 
 def reading_key(teacher: str, prompt_hash: str, max_new_tokens: int, sentence: str) -> str:
@@ -91,14 +98,23 @@ def reading_key(teacher: str, prompt_hash: str, max_new_tokens: int, sentence: s
 
 
 class Store:
-    """A folder of readings, held by one process at a time. Use as a context manager; leaving it seals the journal."""
+    """A folder of readings, held by one process at a time. Use as a context manager; leaving it seals the journal.
+
+    In memory are the readings of the journal and 24 bytes for the key of each that is sealed. ``mended`` counts damaged
+    shards that were put together again on opening.
+    """
 
     def __init__(self, folder: Path, shard_rows: int = 5000) -> None:
         self.folder = folder
         self.shard_rows = shard_rows
+        self.mended = 0
         self._open: list[Reading] = []
-        self._keys: set[str] = set()
-        self._journal: TextIO | None = None
+        self._open_keys: set[str] = set()
+        self._sealed = KeyIndex()
+        self._next = 0
+        # By which verifier of each behavior the open readings were judged.
+        self._verifiers: Mapping[str, str] = {}
+        self._journal: BinaryIO | None = None
         self._lock: TextIO | None = None
 
     def __enter__(self) -> "Store":
@@ -106,15 +122,13 @@ class Store:
         self._lock = (self.folder / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            self._load()
+        except BlockingIOError:
+            self._lock.close()
             raise BrdError(f"{self.folder}: another process is writing to these readings; wait for it") from None
-        for path in self.folder.glob("*.tmp"):
-            path.unlink()
-        for shard in self.shards():
-            self._keys.update(read_table(shard, ["key"])["key"].to_pylist())
-        self._open = [r for r in _read_journal(self.folder) if r.key not in self._keys]
-        self._keys.update(r.key for r in self._open)
-        self._journal = self._write_journal()
+        except BaseException:
+            self._lock.close()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -130,221 +144,197 @@ class Store:
             if self._lock:
                 self._lock.close()
 
+    def has(self, keys: Sequence[str]) -> list[bool]:
+        """Of each key, whether its reading is in the store."""
+        sealed = (self._sealed.rows(keys) >= 0).tolist()
+        return [there or key in self._open_keys for key, there in zip(keys, sealed, strict=True)]
+
     def __contains__(self, key: str) -> bool:
-        return key in self._keys
+        return self.has([key])[0]
 
     def shards(self) -> list[Path]:
-        return sorted(self.folder.glob("readings-*.parquet"))
+        return shards(self.folder)
 
     def append(self, readings: Iterable[Reading]) -> None:
         """Write readings to the journal; they survive the end of this process from here on."""
         assert self._journal is not None, "the store is not open"
         for reading in readings:
-            self._journal.write(json.dumps(asdict(reading), ensure_ascii=False) + "\n")
+            line = _line(reading)
+            # First what is sealed, then the journal: an interruption between the two loses nothing.
             self._open.append(reading)
-            self._keys.add(reading.key)
+            self._open_keys.add(reading.key)
+            self._journal.write(line)
+            if len(self._open) >= self.shard_rows:
+                self.seal()
         self._journal.flush()
-        if len(self._open) >= self.shard_rows:
-            self.seal()
 
     def seal(self) -> None:
-        """Turn the journal into a Parquet shard."""
+        """Turn the journal into a Parquet shard. The journal is kept beside it until the next one is sealed."""
         if not self._open or self._journal is None:
             return
-        numbers = [int(path.stem.rsplit("-", 1)[1]) for path in self.shards()]
-        _write(self.folder / f"readings-{max(numbers, default=-1) + 1:05d}.parquet", self._open)
-        self._open = []
+        self._journal.flush()
+        judged_by = {reading.behavior: self._verifiers.get(reading.behavior, "") for reading in self._open}
+        # Sealing again after an interruption in here writes the same shard again.
+        _write(self.folder / f"readings-{self._next:05d}.parquet", self._open, judged_by)
+        self._sealed.add([reading.key for reading in self._open])
+        self._open, self._open_keys, self._next = [], set(), self._next + 1
         # A process that dies before this line leaves rows both in the shard and in the journal: opening drops them.
-        self._journal.seek(0)
-        self._journal.truncate()
+        self._journal.close()
+        os.replace(self.folder / JOURNAL, self.folder / _SEALED)
+        self._journal = (self.folder / JOURNAL).open("wb")
 
-    def rejudge(self, judge: Callable[[Reading], Reading]) -> int:
-        """Judge every stored answer anew (the verifier or its settings changed); returns how many verdicts changed."""
-        self.seal()
-        changed = 0
+    def rejudge(self, judge: Callable[[Reading], Reading], verifiers: Mapping[str, str]) -> int:
+        """Judge anew every stored answer that was not judged by these ``verifiers``; returns how many verdicts changed.
+
+        ``verifiers`` names a verifier of each behavior by all that can change its verdicts (``verifier_print``). What
+        is appended from now on is taken to be judged by them. Readings of other behaviors stay as they are.
+        """
+        before, self._open = self._open, [judge(r) if r.behavior in verifiers else r for r in self._open]
+        changed = sum(a != b for a, b in zip(before, self._open, strict=True))
+        self._verifiers = dict(verifiers)
         for shard in self.shards():
-            before = _readings(read_table(shard))
-            after = [judge(reading) for reading in before]
-            if before != after:
+            noted: dict[str, str] | None = json.loads(read_note(shard, _JUDGED_BY) or "null")
+            stale = {name for name, mark in verifiers.items() if noted is None or noted.get(name, mark) != mark}
+            if stale:
+                before = readings_of(read_table(shard))
+                after = [judge(r) if r.behavior in stale else r for r in before]
                 changed += sum(a != b for a, b in zip(before, after, strict=True))
-                _write(shard, after)
+                judged_by = {r.behavior: verifiers.get(r.behavior, (noted or {}).get(r.behavior, "")) for r in after}
+                _write(shard, after, judged_by)
         return changed
 
-    def last(self, wanted: Callable[[Reading], bool], most: int) -> list[Reading]:
-        """The readings that came in last among those that are wanted, at most so many, in their order."""
+    def last(self, behavior: str, wanted: Callable[[Reading], bool], most: int) -> list[Reading]:
+        """A behavior's readings that came in last among those that are wanted, at most so many, in their order."""
         found: list[Reading] = []
-        shards = (_readings(read_table(path)) for path in reversed(self.shards()))
-        for readings in itertools.chain([self._open], shards):
+        sealed = (readings_of(read_table(path, behavior=behavior)) for path in reversed(self.shards()))
+        for readings in itertools.chain([[r for r in self._open if r.behavior == behavior]], sealed):
             found += itertools.islice(filter(wanted, reversed(readings)), most - len(found))
             if len(found) == most:
                 break
         return found[::-1]
 
-    def _write_journal(self) -> TextIO:
-        path = self.folder / "journal.jsonl"
+    def _load(self) -> None:
+        for path in self.folder.glob("*.tmp"):
+            path.unlink()
+        found, damaged = self.shards(), self._damaged()
+        left = list(_read_journal(self.folder / JOURNAL))
+        if damaged:
+            found.remove(damaged)
+            left += _read_journal(self.folder / _SEALED)
+        for shard in found:
+            self._sealed.add(read_table(shard, ["key"])["key"].to_pylist())
+        there = self.has([reading.key for reading in left])
+        self._open = [*{r.key: r for r, sealed in zip(left, there, strict=True) if not sealed}.values()]
+        self._open_keys = {reading.key for reading in self._open}
+        self._journal = self._write_journal()
+        if damaged:
+            os.replace(damaged, damaged.with_name(f"{damaged.name}.damaged"))
+            self.mended += 1
+        self._next = max((int(path.stem.rsplit("-", 1)[1]) for path in found), default=-1) + 1
+
+    def _damaged(self) -> Path | None:
+        """The last shard, where it is damaged and the journal that it was made of is there. Raises Damaged where that
+        is not; an earlier one, which no crash can damage, is for the user to look at."""
+        for shard in self.shards()[-1:]:
+            try:
+                read_table(shard)
+            except Damaged:
+                if not (self.folder / _SEALED).exists():
+                    raise
+                return shard
+        return None
+
+    def _write_journal(self) -> BinaryIO:
+        path = self.folder / JOURNAL
         scratch = path.with_suffix(".tmp")
-        with scratch.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in self._open)
+        with scratch.open("wb") as file:
+            file.writelines(map(_line, self._open))
         os.replace(scratch, path)
-        return path.open("a", encoding="utf-8")
+        return path.open("ab")
 
 
-class Lookup:
-    """Finds the readings of a folder by key without holding them: 40 bytes of memory for each that is stored."""
-
-    def __init__(self, folder: Path) -> None:
-        self._shards = sorted(folder.glob("readings-*.parquet"))
-        found = [np.array(read_table(shard, ["key"])["key"].to_pylist(), dtype="S32") for shard in self._shards]
-        self._starts = np.cumsum([0, *map(len, found)])
-        keys = np.concatenate([np.empty(0, dtype="S32"), *found])
-        self._order = np.argsort(keys)
-        self._keys = keys[self._order]
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def where(self, keys: Sequence[str]) -> npt.NDArray[np.intp]:
-        """The rows of these keys, over all shards laid end to end; -1 for a key that is not there."""
-        wanted = np.array(keys, dtype="S32")
-        if not len(self):
-            return np.full(len(wanted), -1, dtype=np.intp)
-        at = np.minimum(np.searchsorted(self._keys, wanted), len(self) - 1)
-        return np.where(self._keys[at] == wanted, self._order[at], -1)
-
-    def readings(self, rows: npt.NDArray[np.intp]) -> Iterator[Reading]:
-        """The readings of these rows (ascending), of one shard at a time."""
-        cuts = np.searchsorted(rows, self._starts)
-        for number, shard in enumerate(self._shards):
-            if len(inside := rows[cuts[number] : cuts[number + 1]]):
-                yield from _readings(read_table(shard).take(pa.array(inside - self._starts[number])))
+def shards(folder: Path) -> list[Path]:
+    """The Parquet files of a folder of readings, in the order in which they were sealed."""
+    return sorted(folder.glob("readings-*.parquet"))
 
 
 # What a teacher was paid for; the rest follows from the corpus and the verifier.
-_TRAVELLING = ("key", "behavior", "text", "raw", "finished", "teacher", "prompt_hash", "prompt_tokens", "new_tokens")
+TRAVELLING = ("key", "behavior", "text", "raw", "finished", "teacher", "prompt_hash", "prompt_tokens", "new_tokens")
 # Readings that are written at once.
 _GROUP = 10_000
 
 
-def export(readings: Iterable[Reading], path: Path, note: str, columns: Sequence[str] = _TRAVELLING) -> int:
+def export(readings: Iterable[Reading], path: Path, note: str, columns: Sequence[str] = TRAVELLING) -> int:
     """Write readings as one Parquet file that other runs take as ``reading.known``; returns how many.
 
     ``note`` (source and licence of the sentences) stands in the file's metadata under ``note``.
     """
     schema = pa.schema([SCHEMA.field(name) for name in columns], metadata={"note": note})
     stream, count = iter(readings), 0
-    with _whole(path) as scratch, pq.ParquetWriter(scratch, schema, compression="zstd") as writer:
-        while rows := list(islice(stream, _GROUP)):
-            writer.write_table(pa.table({name: [getattr(r, name) for r in rows] for name in columns}, schema=schema))
+    with writer(path, schema) as into:
+        while rows := list(itertools.islice(stream, _GROUP)):
+            into.write_table(pa.table({name: [getattr(r, name) for r in rows] for name in columns}, schema=schema))
             count += len(rows)
     return count
-
-
-def load_answers(paths: Iterable[Path]) -> dict[str, Answer]:
-    """The answers of exported files by their keys. Raises BrdError for a file that is missing or something else."""
-    found: dict[str, Answer] = {}
-    for path in paths:
-        if not path.is_file():
-            raise BrdError(f"reading.known: {path}: no such file")
-        table = read_table(path)
-        if missing := [name for name in _TRAVELLING if name not in table.column_names]:
-            raise BrdError(f"reading.known: {path}: no readings in this file (it has no column {missing[0]!r})")
-        columns = [table[name].to_pylist() for name in ("key", "raw", "prompt_tokens", "new_tokens", "finished")]
-        found.update((key, Answer(*rest)) for key, *rest in zip(*columns, strict=True))
-    return found
 
 
 def load(folder: Path, keys: Iterable[str]) -> dict[str, Reading]:
     """The readings with these keys, by key (those that are there)."""
     wanted = set(keys)
     found: dict[str, Reading] = {}
-    for shard in sorted(folder.glob("readings-*.parquet")):
-        found.update((r.key, r) for r in _readings(read_table(shard)) if r.key in wanted)
+    for shard in shards(folder):
+        found.update((r.key, r) for r in readings_of(read_table(shard)) if r.key in wanted)
     return found
 
 
 def every(folder: Path, rows: int = 1024) -> Iterator[list[Reading]]:
     """All readings of a folder, each once and at most so many of a shard at a time, without opening it as a store."""
     # A reading that is being sealed stands in both; the journal is read first, so that none is missed.
-    journal = {reading.key: reading for reading in _read_journal(folder)}
+    journal = {reading.key: reading for reading in _read_journal(folder / JOURNAL)}
     if journal:
         yield list(journal.values())
-    for shard in sorted(folder.glob("readings-*.parquet")):
+    for shard in shards(folder):
         for table in read_pieces(shard, rows):
-            yield [r for r in _readings(table) if r.key not in journal]
+            yield [r for r in readings_of(table) if r.key not in journal]
 
 
-def with_judgement(reading: Reading, judgement: Any) -> Reading:
-    """The reading with another verdict (a ``brd.reading.behavior.Judgement``)."""
-    content = None if judgement.content is None else json.dumps(judgement.content, ensure_ascii=False)
-    return replace(
-        reading,
-        content=content,
-        verdict=judgement.verdict,
-        reason=judgement.reason,
-        parts=judgement.parts,
-        parts_verified=judgement.parts_verified,
-    )
+def judged(judgement: Judgement) -> dict[str, Any]:
+    """What a judgement says about a reading, by the names of its fields."""
+    return {
+        "content": None if judgement.content is None else _encode(judgement.content),
+        "verdict": judgement.verdict,
+        "reason": judgement.reason,
+        "parts": judgement.parts,
+        "parts_verified": judgement.parts_verified,
+    }
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file of a run folder; BrdError when it is damaged."""
-    with _named_when_damaged(path):
-        return pq.read_table(path, columns=columns)
+def with_judgement(reading: Reading, judgement: Judgement) -> Reading:
+    """The reading with another verdict."""
+    return replace(reading, **judged(judgement))
 
 
-def read_pieces(path: Path, rows: int) -> Iterator[pa.Table]:
-    """The same, at most so many rows at a time."""
-    with _named_when_damaged(path), pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(rows):
-            yield pa.Table.from_batches([batch])
+def readings_of(table: pa.Table) -> list[Reading]:
+    columns = [table[name].to_pylist() for name in _FIELDS]
+    return [Reading(*row) for row in zip(*columns, strict=True)]
 
 
-@contextlib.contextmanager
-def _named_when_damaged(path: Path) -> Iterator[None]:
+def _read_journal(path: Path) -> Iterator[Reading]:
     try:
-        yield
-    except (pa.ArrowInvalid, OSError) as error:
-        raise BrdError(
-            f"{path}: damaged ({str(error).splitlines()[0]}); move it away and run the same command again"
-        ) from None
-
-
-def write_table(table: pa.Table, path: Path) -> None:
-    """Write Parquet so that the file is whole or absent."""
-    with _whole(path) as scratch:
-        pq.write_table(table, scratch, compression="zstd")
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A scratch file that takes the place of ``path`` when the block has ended well."""
-    scratch = path.with_name(path.name + ".tmp")
-    try:
-        yield scratch
-        with scratch.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
-
-
-def _read_journal(folder: Path) -> Iterator[Reading]:
-    path = folder / "journal.jsonl"
-    if not path.exists():
+        file = path.open(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
         return
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with file:
         for line in file:
             # The last line may be torn; whatever is not a whole record was never reported as done.
             with contextlib.suppress(json.JSONDecodeError, TypeError):
                 yield Reading(**json.loads(line))
 
 
-def _readings(table: pa.Table) -> list[Reading]:
-    columns = [table[name].to_pylist() for name in _FIELDS]
-    return [Reading(*row) for row in zip(*columns, strict=True)]
+def _line(reading: Reading) -> bytes:
+    return f"{_encode(dict(zip(_FIELDS, _values(reading), strict=True)))}\n".encode()
 
 
-def _write(path: Path, readings: list[Reading]) -> None:
-    columns = {name: [getattr(r, name) for r in readings] for name in _FIELDS}
-    write_table(pa.table(columns, schema=SCHEMA), path)
+def _write(path: Path, readings: list[Reading], judged_by: Mapping[str, str]) -> None:
+    columns = dict(zip(_FIELDS, zip(*map(_values, readings), strict=True), strict=True))
+    write_table(pa.table(columns, schema=SCHEMA), path, {_JUDGED_BY: json.dumps(judged_by, sort_keys=True)})

@@ -1,7 +1,9 @@
 """A paragraph to sentences with exact character spans, by sentencex (about 300 languages)."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import sentencex
 
@@ -27,14 +29,19 @@ def split(text: str, language: str) -> list[Span]:
     for some 30 languages and borrows a relative's for others. A code that it does not know (``en-GB`` is one) is
     split by the English rules, without a word.
     """
-    text = _ODD_SPACE.sub(" ", text)
-    if not text.isascii():
-        text = _SURROGATE.sub("\ufffd", text)
+    # Neither odd white space nor half a surrogate pair is printable, and most text is.
+    if not text.isprintable():
+        text = _SURROGATE.sub("\ufffd", _ODD_SPACE.sub(" ", text))
+    pieces = sentencex.segment(language, text)
+    starts: Iterable[int] = accumulate(map(len, pieces), initial=0)
+    if "".join(pieces) != text:
+        # Of a text beyond some 10 kB it leaves out white space here and there. Boundaries say where the same pieces
+        # stand, and take three times as long.
+        starts = [boundary["start_index"] for boundary in sentencex.get_sentence_boundaries(language, text)]
     spans: list[Span] = []
-    for boundary in sentencex.get_sentence_boundaries(language, text):
-        piece = boundary["text"]
-        start = boundary["start_index"] + len(piece) - len(piece.lstrip())
-        end = boundary["start_index"] + len(piece.rstrip())
+    for place, piece in zip(starts, pieces, strict=False):
+        start = place + len(piece) - len(piece.lstrip())
+        end = place + len(piece.rstrip())
         if start < end:
             spans.append(Span(start, end))
     return spans

@@ -1,0 +1,94 @@
+"""Which verifier judged a reading: a hash of all that can change its verdicts, its code included."""
+
+import ast
+import contextlib
+import hashlib
+import importlib.util
+import inspect
+import sys
+import uuid
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from brd.reading.behavior import Behavior
+from brd.run import fingerprint
+
+
+def verifier_print(behavior: Behavior, **settings: Any) -> str:
+    """Changes whenever the verdicts of a behavior may: with the ``settings`` that its ``judge`` is called with, with
+    what the object holds (its exemplars, a list of words that it loaded), with the source of the modules that it is
+    made of and of those that they import, with the versions of Python and of other packages that are imported.
+
+    Rather too often than too seldom: where a source cannot be had, or what the object holds shows no lasting form, it
+    is another one each time. What ``judge`` itself reads from a file is not seen; the object is to hold it.
+    """
+    held = {name: repr(value) for name, value in getattr(behavior, "__dict__", {}).items()}
+    return fingerprint("verifier", settings, held, sys.version_info[:2], _code(_made_of(type(behavior))))
+
+
+def _made_of(kind: type) -> Iterator[str]:
+    """The modules of a class, of those that it inherits from, and of functions that were put into one of them."""
+    for base in kind.__mro__:
+        if base is not object:
+            yield base.__module__
+            yield from (value.__module__ for value in vars(base).values() if inspect.isfunction(value))
+
+
+def _code(first: Iterable[str]) -> dict[str, Any]:
+    """Hashes of these modules' files and of those that they import, by name; of packages that are installed their
+    versions."""
+    waiting = list(first)
+    own = {_top(name) for name in [__name__, *waiting]}
+    installed = metadata.packages_distributions()
+    found: dict[str, Any] = {}
+    while waiting:
+        name = waiting.pop()
+        top = _top(name)
+        if name in found or (top in sys.stdlib_module_names and top not in own):
+            continue
+        if top in installed and top not in own:
+            found[top] = sorted(metadata.version(distribution) for distribution in set(installed[top]))
+            continue
+        content = _content(name)
+        if content is None:
+            continue
+        found[name] = hashlib.sha256(content).hexdigest()
+        with contextlib.suppress(SyntaxError, ValueError):
+            waiting += _imports(name, content)
+    return found
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _content(name: str) -> bytes | None:
+    """A module's file; None where there is no such module, or a folder without code. Something new each time where the
+    file cannot be had."""
+    module = sys.modules.get(name)
+    try:
+        spec = importlib.util.find_spec(name) if module is None else getattr(module, "__spec__", None)
+    except (ImportError, ValueError):
+        return None
+    file = getattr(module, "__file__", None) or getattr(spec, "origin", None)
+    if file is None and (spec is not None or module is None):
+        return None
+    try:
+        return Path(str(file)).read_bytes()
+    except OSError:
+        return uuid.uuid4().bytes
+
+
+def _imports(name: str, content: bytes) -> Iterator[str]:
+    """What a module imports, wherever in its code: modules, and names in them that may be modules."""
+    for node in ast.walk(ast.parse(content)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            # A package is itself what a module's leading dot stands for.
+            up = node.level - hasattr(sys.modules.get(name), "__path__")
+            parts = name.split(".")[: -up or None] if node.level else []
+            base = ".".join([*parts, *filter(None, [node.module])])
+            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
