@@ -27,8 +27,8 @@ from brd.reading.store import (
 from brd.recipe import Recipe
 from brd.sections.text import Text
 from brd.teachers.teacher import Answer, Teacher
+from brd.text.corpus import Corpus
 from brd.text.sentences import Span, limit_broken, split
-from brd.text.sources import paragraphs
 
 # Sentences that are handed to the teacher at once: bounds memory, and is large against a batch.
 WINDOW = 8192
@@ -60,7 +60,7 @@ def part_of(document: str, text: Text) -> Part:
     return "healing" if place >= 1 - text.healing else "train"
 
 
-def choose(recipe: Recipe, counts: Counter[str]) -> Iterator[ReadParagraph]:
+def choose(recipe: Recipe, counts: Counter[str], corpus: Corpus | None = None) -> Iterator[ReadParagraph]:
     """Whole paragraphs of the corpus, in order, until both parts have their number of sentences.
 
     ``counts`` is told of documents, paragraphs, sentences of each part and of sentences beyond the length limits.
@@ -68,7 +68,7 @@ def choose(recipe: Recipe, counts: Counter[str]) -> Iterator[ReadParagraph]:
     settings, wanted = recipe.text, recipe.reading
     room = {False: wanted.sentences, True: wanted.held_out_sentences}
     documents: set[str] = set()
-    for paragraph in paragraphs(settings):
+    for paragraph in corpus or Corpus(settings):
         if paragraph.document not in documents:
             counts["documents_seen"] += 1
             documents.add(paragraph.document)
@@ -91,7 +91,11 @@ def choose(recipe: Recipe, counts: Counter[str]) -> Iterator[ReadParagraph]:
 
 
 def read(
-    recipe: Recipe, folder: Path, teacher: Teacher, progress: Callable[[str, int, int], None] | None = None
+    recipe: Recipe,
+    folder: Path,
+    teacher: Teacher,
+    progress: Callable[[str, int, int], None] | None = None,
+    corpus: Corpus | None = None,
 ) -> Counter[str]:
     """Read the corpus into ``folder``; returns counts. An interrupted call goes on where it stopped.
 
@@ -100,7 +104,7 @@ def read(
     """
     counts: Counter[str] = Counter()
     with Store(folder, recipe.reading.shard_rows) as store:
-        chosen = list(choose(recipe, counts))
+        chosen = list(choose(recipe, counts, corpus))
         check_parts(recipe, counts)
         _save_paragraphs(folder, chosen)
         behaviors = load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars)
