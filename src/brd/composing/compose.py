@@ -1,5 +1,6 @@
 """The composing step: one token file for each trained arm, all with the same number of trained tokens."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -101,10 +102,11 @@ def compose_healing(recipe: Recipe, tokenizer: Any, folder: Path, corpus: Corpus
     found: dict[str, Any] = {}
     for name, tokens in (("heating", settings.most_tokens), ("cooling", settings.cooling_tokens)):
         rows = max(1, tokens // row)
-        try:
-            meta = pack(stream, folder / name, row_tokens=row, vocabulary=len(tokenizer), rows=rows)
-        except BrdError:
-            meta = {"unique_tokens": 0, "tokens": 1}
+        first = next(stream, None)
+        meta = {"unique_tokens": 0, "tokens": 1}
+        if first is not None:
+            rest = itertools.chain([first], stream)
+            meta = pack(rest, folder / name, row_tokens=row, vocabulary=len(tokenizer), rows=rows)
         if meta["unique_tokens"] < meta["tokens"]:
             raise BrdError(
                 f"text.healing: the healing part of the corpus ({recipe.text.healing:g} of its documents) has less "

@@ -72,6 +72,9 @@ class Corpus:
 
     def __iter__(self) -> Iterator[Paragraph]:
         """Raises BrdError as ``sources.paragraphs`` does, and where the filters leave nothing."""
+        if not self._on and self._record is not None:
+            # What an earlier recipe decided is not true of this one.
+            self._record.unlink(missing_ok=True)
         return paragraphs(self.settings, self._filtered if self._on else None)
 
     def __enter__(self) -> "Corpus":

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 from pydantic import Field
 
-from brd.sections.section import Section
+from brd.sections.section import Positive, Section
 from brd.text.filters.filter import Context, Decision, missing
 from brd.text.ngrams import MULTIPLIER, words_of
 from brd.text.paragraph import Paragraph
@@ -17,12 +17,13 @@ from brd.text.paragraph import Paragraph
 class Settings(Section):
     """``threshold``: the share of common runs of ``ngram`` words (Jaccard), estimated from ``permutations`` hashes.
 
-    Paragraphs of fewer than ``ngram`` words are not compared.
+    Paragraphs of fewer than ``min_words`` (or ``ngram``) words are not compared: a line of a dialogue may come again.
     """
 
     threshold: Annotated[float, Field(ge=0.3, lt=1)] = 0.8
     ngram: Annotated[int, Field(ge=1, le=50)] = 5
     permutations: Annotated[int, Field(ge=16, le=1024)] = 128
+    min_words: Positive = 20
 
 
 class NearDuplicates:
@@ -44,7 +45,7 @@ class NearDuplicates:
 
     def judge(self, paragraph: Paragraph) -> Decision | None:
         words = words_of(paragraph.text)
-        if len(words) < self._settings.ngram:
+        if len(words) < max(self._settings.min_words, self._settings.ngram):
             return None
         minhash = self._blank.copy()
         minhash.update_batch(shingles(words, self._settings.ngram).tolist())

@@ -26,13 +26,13 @@ class Settings(Section):
     line_characters: Share = 0.20
     top_ngrams: Shares = {2: 0.20, 3: 0.18, 4: 0.16}
     repeated_ngrams: Shares = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
-    min_words: Positive = 20
+    min_words: Positive = 50
 
 
 class Repetition:
     """Drops what is above a share.
 
-    Departs from Gopher, who judge documents: a paragraph is short, so a run of words counts only where it does occur
+    Departs from Gopher, who judge documents (of 50 words or more): a run of words counts only where it does occur
     twice, and of repeated runs the first occurrence does not count (as in FineWeb's pipeline).
     """
 
@@ -51,12 +51,18 @@ class Repetition:
         if len(words) < settings.min_words:
             return None
         total = sum(map(len, words))
-        for n, most in settings.top_ngrams.items():
-            if (share := _top(words, n) / total) > most:
-                return Decision(f"commonest {n}-gram {share:.2f}")
-        for n, most in settings.repeated_ngrams.items():
-            if (share := _repeated(words, n) / total) > most:
-                return Decision(f"repeated {n}-grams {share:.2f}")
+        shares = [
+            ("commonest {}-gram", _top, settings.top_ngrams),
+            ("repeated {}-grams", _repeated, settings.repeated_ngrams),
+        ]
+        for name, share_of, limits in shares:
+            for n, most in sorted(limits.items()):
+                grams = list(zip(*(words[i:] for i in range(n)), strict=False))
+                if len(set(grams)) == len(grams):
+                    # Nor does a longer run stand there twice.
+                    break
+                if (share := share_of(grams, n) / total) > most:
+                    return Decision(f"{name.format(n)} {share:.2f}")
         return None
 
 
@@ -71,28 +77,24 @@ def _repeated_lines(lines: Sequence[str]) -> tuple[float, float]:
     return number / len(lines), characters / max(1, sum(map(len, lines)))
 
 
-def _top(words: Sequence[str], n: int) -> int:
+def _top(grams: Sequence[tuple[str, ...]], n: int) -> int:
     """Characters in the commonest run of ``n`` words, overlapping ones counted once: 0 where none occurs twice."""
-    counts = Counter(zip(*(words[i:] for i in range(n)), strict=False))
-    gram, number = counts.most_common(1)[0] if counts else ((), 0)
-    if number < 2:
-        return 0
+    gram, number = Counter(grams).most_common(1)[0]
     occurrences = at = 0
-    while at <= len(words) - n:
-        here = tuple(words[at : at + n]) == gram
+    while number > 1 and at < len(grams):
+        here = grams[at] == gram
         occurrences, at = occurrences + here, at + (n if here else 1)
     return occurrences * sum(map(len, gram)) if occurrences > 1 else 0
 
 
-def _repeated(words: Sequence[str], n: int) -> int:
+def _repeated(grams: Sequence[tuple[str, ...]], n: int) -> int:
     """Characters in runs of ``n`` words that stood there before, none counted twice."""
     seen: set[tuple[str, ...]] = set()
     characters = at = 0
-    while at <= len(words) - n:
-        gram = tuple(words[at : at + n])
-        if gram in seen:
-            characters, at = characters + sum(map(len, gram)), at + n
+    while at < len(grams):
+        if grams[at] in seen:
+            characters, at = characters + sum(map(len, grams[at])), at + n
         else:
-            seen.add(gram)
+            seen.add(grams[at])
             at += 1
     return characters
