@@ -133,12 +133,18 @@ def validate(recipe: RecipeName, out: Out = None, set_: Set = None) -> None:
     from brd.evaluation.tasks import load_task
     from brd.pipeline import Pipeline
     from brd.reading.reader import check_parts, choose
+    from brd.recipe_corpus import open_corpus
     from brd.run import RunFolder
+    from brd.summary import filter_lines
+    from brd.text.sources import unpinned
 
     loaded = _load(recipe, set_)
     counts: Counter[str] = Counter()
-    for _ in choose(loaded, counts):
+    corpus = open_corpus(loaded)
+    for _ in choose(loaded, counts, corpus):
         pass
+    for line in filter_lines(corpus.counts().get("corpus")):
+        print(line)
     check_parts(loaded, counts)
     print(
         f"text: {counts['sentences_train']} sentences to read in {counts['paragraphs_train']} paragraphs, "
@@ -147,6 +153,8 @@ def validate(recipe: RecipeName, out: Out = None, set_: Set = None) -> None:
     )
     if counts["sentences_train"] < loaded.reading.sentences:
         print(f"  fewer than reading.sentences ({loaded.reading.sentences}): the corpus has no more")
+    for source in unpinned(loaded.text):
+        print(f"  {source} may change: name a commit in text.revision, or the run cannot be repeated")
     asked = len(loaded.reading.behaviors) * (counts["sentences_train"] + counts["sentences_held_out"])
     print(f"teacher: {loaded.teacher.kind}, {loaded.teacher.model}; {asked} readings at most")
     if loaded.teacher.kind == "openai":

@@ -10,6 +10,7 @@ from brd.experiment import Arm
 from brd.experiment import arm as arm_of
 from brd.reading.behavior import load_behaviors, prompt_hash
 from brd.recipe import Recipe, changed
+from brd.recipe_corpus import corpus_parts, open_corpus
 from brd.run import RunFolder, fingerprint, provenance, read_json, write_json
 from brd.summary import evaluation_line, reading_lines
 
@@ -52,8 +53,6 @@ class Pipeline:
 
     def read_print(self) -> str:
         if self._read_print is None:
-            from brd.text import sources
-
             recipe = self.recipe
             prompts = {
                 name: prompt_hash(b)
@@ -61,8 +60,7 @@ class Pipeline:
             }
             self._read_print = fingerprint(
                 "read",
-                recipe.text.model_dump(exclude={"source"}),
-                sources.fingerprint(recipe.text),
+                *corpus_parts(recipe),
                 recipe.reading.model_dump(exclude={"shard_rows", "known", "floor", "floor_window"}),
                 recipe.teacher.answering(),
                 # A server's model is no file here, whatever its name.
@@ -82,14 +80,11 @@ class Pipeline:
 
     def heal_print(self) -> str:
         recipe = self.recipe
-        from brd.text import sources
-
         return fingerprint(
             "heal",
             self._start(),
             recipe.healing,
-            recipe.text.model_dump(exclude={"source"}),
-            sources.fingerprint(recipe.text),
+            *corpus_parts(recipe),
             recipe.composing.row_tokens,
             recipe.training.model_dump(include={"weight_decay", "rows_per_step", "micro_rows", "dtype", "compile"}),
             recipe.seed,
@@ -189,13 +184,15 @@ class Pipeline:
             from brd.teachers import LazyTeacher
 
             teacher = LazyTeacher(self.recipe.teacher)
-            try:
-                counts = read(self.recipe, self.readings_folder, teacher, self.console.progress)
-                about = teacher.identity()
-            finally:
-                teacher.close()
+            with open_corpus(self.recipe, self.readings_folder / "dropped.parquet") as corpus:
+                try:
+                    counts = read(self.recipe, self.readings_folder, teacher, self.console.progress, corpus)
+                    about = teacher.identity()
+                finally:
+                    teacher.close()
             return {
                 "counts": dict(counts),
+                **corpus.counts(),
                 "readings": funnel(self.recipe, self.readings_folder),
                 "teacher": about,
                 "shards": [shard.name for shard in shards(self.readings_folder)],
@@ -228,7 +225,9 @@ class Pipeline:
                 if data != "lessons":
                     # As many as there are lessons, so that a seed draws its share of them as it does of lessons.
                     rows = max(self._rows(), steps_for(self._rows(), recipe) * recipe.training.rows_per_step)
-                return compose(recipe, data, readings, student_tokenizer(recipe), folder, rows)
+                with open_corpus(recipe, folder.with_name(f"{arm}.dropped.parquet")) as corpus:
+                    meta = compose(recipe, data, readings, student_tokenizer(recipe), folder, rows, corpus)
+                return {**meta, **corpus.counts()}
 
             manifest = self.run.do(f"compose.{arm}", self.compose_print(arm), [folder], work, self.console.say)
             result = manifest["result"]
@@ -245,7 +244,9 @@ class Pipeline:
             from brd.composing.compose import compose_healing
             from brd.training.student import student_tokenizer
 
-            return compose_healing(self.recipe, student_tokenizer(self.recipe), folder)
+            with open_corpus(self.recipe, folder.with_name("healing.dropped.parquet")) as corpus:
+                meta = compose_healing(self.recipe, student_tokenizer(self.recipe), folder, corpus)
+            return {**meta, **corpus.counts()}
 
         self.run.do("compose.healing", self.heal_print(), [folder], work, self.console.say)
 

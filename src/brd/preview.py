@@ -6,6 +6,7 @@ from rich.text import Text
 from brd.reading.behavior import Judgement, load_behaviors, one_line
 from brd.reading.reader import choose
 from brd.recipe import Recipe, changed
+from brd.recipe_corpus import open_corpus
 from brd.teachers import open_teacher
 
 COLOURS = {
@@ -23,7 +24,7 @@ def show(recipe: Recipe, n: int) -> None:
 
     recipe = changed(recipe, {"reading.sentences": max(n * 20, 200)})
     sentences: list[str] = []
-    for paragraph in choose(recipe, Counter()):
+    for paragraph in choose(recipe, Counter(), open_corpus(recipe)):
         if paragraph.readable and not paragraph.held_out:
             sentences.append(paragraph.sentence(paragraph.readable[0]))
         if len(sentences) == n:

@@ -138,7 +138,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
-        branch = tree.setdefault(key, {})
+        # A section that is off (null) comes on by a key of its own.
+        branch = tree[key] = {} if tree.get(key) is None else tree[key]
         if not isinstance(branch, dict):
             raise BrdError(f"--set {'.'.join(keys)}: {key!r} is a value, not a section")
         tree = branch
@@ -187,11 +188,13 @@ def _absolute(recipe: Recipe, folder: Path, overridden: set[str]) -> Recipe:
         return None if value is None else anchor(f"evaluation.{key}", value)
 
     known = [anchor("reading.known", path) for path in recipe.reading.known]
+    spare = recipe.text.filters.spare
     teacher, bundle = recipe.teacher, recipe.teacher.server.ca_bundle
     return changed(
         recipe,
         {
             "text.source": sources,
+            "text.filters.spare": spare and anchor("text.filters.spare", spare),
             "reading.known": known,
             # The names of a server's models are no paths here.
             "teacher.model": teacher.model if teacher.kind == "openai" else model("teacher.model", teacher.model),

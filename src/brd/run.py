@@ -18,7 +18,20 @@ import yaml
 from brd.errors import BrdError
 from brd.recipe import Recipe, dump
 
-PACKAGES = ("brd", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy", "sentencex", "xllamacpp")
+PACKAGES = (
+    "brd",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "pyarrow",
+    "numpy",
+    "sentencex",
+    "xllamacpp",
+    "py3langid",
+    "datasketch",
+    "phonenumbers",
+)
 
 
 def fingerprint(*parts: Any) -> str:

@@ -41,6 +41,7 @@ def summarise(run: "Pipeline") -> dict[str, Any]:
         "text": {
             "documents": counts.get("documents_seen", 0),
             **{k: v for k, v in counts.items() if k.startswith(("paragraphs_", "sentences_"))},
+            **({"corpus": read["corpus"]} if "corpus" in read else {}),
         },
         "seconds": {step: round(value, 2) for step, value in seconds.items()},
         "peak_rss_mb": peak,
@@ -147,7 +148,8 @@ def readings_for_report(readings: Any) -> list[dict[str, Any]]:
 
 def reading_lines(read: dict[str, Any]) -> list[str]:
     """What the read step found, a line a behavior, and what the teacher was last asked for."""
-    lines = [
+    lines = filter_lines(read.get("corpus"))
+    lines += [
         f"{name}: {funnel['asked']} readings, {funnel['well_formed']} well formed, "
         f"{funnel['verified']} verified ({funnel['empty']} of them empty)"
         for name, funnel in read["readings"].items()
@@ -162,6 +164,20 @@ def reading_lines(read: dict[str, Any]) -> list[str]:
             f"asked {asked} times: {counts['prompt_tokens']} prompt tokens{cached}, {counts['new_tokens']} new ones"
             f"{repeated}"
         )
+    return lines
+
+
+def filter_lines(corpus: dict[str, Any] | None) -> list[str]:
+    """What the filters made of the corpus, as far as it was read: a line for all, and one for each filter."""
+    if not corpus:
+        return []
+    lines = [
+        f"filters: {corpus['paragraphs_kept']} of {corpus['paragraphs_seen']} paragraphs kept, "
+        f"{corpus['documents_kept']} of {corpus['documents_seen']} documents"
+    ]
+    for name, found in corpus["filters"].items():
+        changed = f" and {found['changed']} changed" if found["changed"] else ""
+        lines.append(f"  {name}: {found['dropped']} paragraphs dropped{changed}, in {found['documents']} documents")
     return lines
 
 

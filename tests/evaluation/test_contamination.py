@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brd.errors import BrdError
-from brd.evaluation import contamination
 from brd.evaluation.contamination import Match, TaskItem, TaskOverlap, corpus_texts, find_overlap, item_texts
 from brd.reading.parquet import write_table
 from brd.reading.store import Reading, Store
 from brd.sections.text import Text
+from brd.text import ngrams
 
 Grams = dict[tuple[str, ...], str]
 
@@ -94,8 +94,8 @@ def cases(draw: st.DrawFn) -> tuple[list[TaskItem], list[tuple[str, str]], int, 
 def test_equals_the_reference(case: tuple[list[TaskItem], list[tuple[str, str]], int, int, int]) -> None:
     items, corpus, n, short, batch = case
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contamination, "BATCH", batch)
-        patch.setattr(contamination, "PIECE", batch)
+        patch.setattr(ngrams, "BATCH", batch)
+        patch.setattr(ngrams, "PIECE", batch)
         assert find_overlap(items, iter(corpus), n, short) == reference(items, corpus, n, short)
 
 
@@ -109,7 +109,7 @@ def test_collisions_change_nothing(case: tuple[list[TaskItem], list[tuple[str, s
             return np.full(size, 7, dtype=dtype)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contamination.np, "random", SimpleNamespace(default_rng=lambda _: Same()))
+        patch.setattr(ngrams.np, "random", SimpleNamespace(default_rng=lambda _: Same()))
         assert find_overlap(items, corpus, n, short) == reference(items, corpus, n, short)
 
 
@@ -119,7 +119,7 @@ def test_collisions_change_nothing(case: tuple[list[TaskItem], list[tuple[str, s
 )
 def test_a_field_that_stands_in_a_text_is_flagged(field: str, before: str, after: str, n: int, piece: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contamination, "PIECE", piece)
+        patch.setattr(ngrams, "PIECE", piece)
         found = find_overlap([item(field)], [("d", f"{before} {field}\n{after}")], n, short=1)["t"]
     assert found.compared == bool(words_of(field))
     assert [m.share for m in found.flagged.values()] == [1.0] * found.compared
@@ -135,7 +135,7 @@ def test_a_corpus_without_the_words_flags_nothing(words: list[str], text: str) -
 @settings(deadline=None)
 @given(st.text(st.characters(codec="ascii"), max_size=60))
 def test_words_of_plain_text_are_those_of_any_text(text: str) -> None:
-    assert [*contamination._words(text), "é"] == contamination._words(f"{text} é") == [*words_of(text), "é"]
+    assert [*ngrams.words_of(text), "é"] == ngrams.words_of(f"{text} é") == [*words_of(text), "é"]
 
 
 def test_case_punctuation_and_line_breaks_do_not_hide_a_match() -> None:
@@ -184,7 +184,7 @@ def test_counts_are_plain_numbers() -> None:
 
 
 def test_progress_is_told_every_word_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contamination, "BATCH", 10)
+    monkeypatch.setattr(ngrams, "BATCH", 10)
     told: list[int] = []
     find_overlap([item(FOX)], [("a", FOX), ("a", FOX), ("b", FOX)], progress=told.append)
     assert told == sorted(told)
@@ -193,8 +193,8 @@ def test_progress_is_told_every_word_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_memory_does_not_grow_with_the_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contamination, "BATCH", 2**12)
-    monkeypatch.setattr(contamination, "PIECE", 2**14)
+    monkeypatch.setattr(ngrams, "BATCH", 2**12)
+    monkeypatch.setattr(ngrams, "PIECE", 2**14)
 
     def texts(number: int) -> Iterator[tuple[str, str]]:
         # The middle is one text in many pieces, the rest many texts; and nothing but the pair in hand is kept alive.

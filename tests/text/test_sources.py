@@ -314,7 +314,7 @@ def test_the_fingerprint_follows_names_but_no_machines_paths(tmp_path: Path) -> 
 def test_the_fingerprint_of_a_large_file_follows_size_time_and_both_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("brd.text.sources.WHOLE", 3 * 2**20)
+    monkeypatch.setattr("brd.text.lines.WHOLE", 3 * 2**20)
     path = tmp_path / "a.txt"
     size = 4 * 2**20
 

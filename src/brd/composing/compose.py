@@ -1,5 +1,6 @@
 """The composing step: one token file for each trained arm, all with the same number of trained tokens."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from brd.errors import BrdError
 from brd.experiment import Data
 from brd.reading.reader import Readings, part_of
 from brd.recipe import Recipe
-from brd.text.sources import paragraphs
+from brd.text.corpus import Corpus
 
 # Rows of held-out text that the loss is watched on while the student is healed.
 WATCHED_ROWS = 32
@@ -45,7 +46,9 @@ def compose_lessons(recipe: Recipe, readings: Readings, tokenizer: Any, folder: 
     return {**meta, "readings": answers}
 
 
-def compose_original(recipe: Recipe, readings: Readings, tokenizer: Any, folder: Path, rows: int) -> dict[str, Any]:
+def compose_original(
+    recipe: Recipe, readings: Readings, tokenizer: Any, folder: Path, rows: int, corpus: Corpus | None = None
+) -> dict[str, Any]:
     """The token file of FURTHER: ``rows`` rows of original text of the same sources, as many as the other arms train.
 
     Fresh paragraphs come first; where they are scarce those that were read follow, and then all of it again.
@@ -55,7 +58,7 @@ def compose_original(recipe: Recipe, readings: Readings, tokenizer: Any, folder:
 
     def texts() -> Iterator[str]:
         nonlocal fresh
-        for paragraph in paragraphs(recipe.text):
+        for paragraph in corpus or Corpus(recipe.text):
             train = part_of(paragraph.document, recipe.text) == "train"
             if train and (paragraph.document, paragraph.index) not in read:
                 fresh += 1
@@ -85,7 +88,7 @@ def _pack_text(recipe: Recipe, texts: Iterable[str], tokenizer: Any, folder: Pat
     )
 
 
-def compose_healing(recipe: Recipe, tokenizer: Any, folder: Path) -> dict[str, Any]:
+def compose_healing(recipe: Recipe, tokenizer: Any, folder: Path, corpus: Corpus | None = None) -> dict[str, Any]:
     """Token files for healing: ``heating`` (the constant rate) and ``cooling`` of the corpus' healing part, ``watched``
     of its held-out part.
 
@@ -93,15 +96,17 @@ def compose_healing(recipe: Recipe, tokenizer: Any, folder: Path) -> dict[str, A
     """
     assert recipe.healing is not None
     settings, row = recipe.healing, recipe.composing.row_tokens
-    texts = (p.text for p in paragraphs(recipe.text) if part_of(p.document, recipe.text) == "healing")
+    corpus = corpus or Corpus(recipe.text)
+    texts = (p.text for p in corpus if part_of(p.document, recipe.text) == "healing")
     stream = encode(texts, tokenizer)
     found: dict[str, Any] = {}
     for name, tokens in (("heating", settings.most_tokens), ("cooling", settings.cooling_tokens)):
         rows = max(1, tokens // row)
-        try:
-            meta = pack(stream, folder / name, row_tokens=row, vocabulary=len(tokenizer), rows=rows)
-        except BrdError:
-            meta = {"unique_tokens": 0, "tokens": 1}
+        first = next(stream, None)
+        meta = {"unique_tokens": 0, "tokens": 1}
+        if first is not None:
+            rest = itertools.chain([first], stream)
+            meta = pack(rest, folder / name, row_tokens=row, vocabulary=len(tokenizer), rows=rows)
         if meta["unique_tokens"] < meta["tokens"]:
             raise BrdError(
                 f"text.healing: the healing part of the corpus ({recipe.text.healing:g} of its documents) has less "
@@ -109,15 +114,23 @@ def compose_healing(recipe: Recipe, tokenizer: Any, folder: Path) -> dict[str, A
                 f"{settings.cooling_tokens} tokens); raise the share or lower the tokens"
             )
         found[name] = meta["tokens"]
-    held_out = (p.text for p in paragraphs(recipe.text) if part_of(p.document, recipe.text) == "held_out")
+    held_out = (p.text for p in corpus if part_of(p.document, recipe.text) == "held_out")
     found["watched"] = _pack_text(recipe, held_out, tokenizer, folder / "watched", WATCHED_ROWS)["tokens"]
     return found
 
 
-def compose(recipe: Recipe, data: Data, readings: Readings, tokenizer: Any, folder: Path, rows: int) -> dict[str, Any]:
+def compose(
+    recipe: Recipe,
+    data: Data,
+    readings: Readings,
+    tokenizer: Any,
+    folder: Path,
+    rows: int,
+    corpus: Corpus | None = None,
+) -> dict[str, Any]:
     """Compose one arm's token file (``rows``: what an arm without readings must fill)."""
     if data == "original":
-        return compose_original(recipe, readings, tokenizer, folder, rows)
+        return compose_original(recipe, readings, tokenizer, folder, rows, corpus)
     if data == "same":
         return compose_same(recipe, readings, tokenizer, folder, rows)
     return compose_lessons(recipe, readings, tokenizer, folder)

@@ -22,8 +22,8 @@ from brd.reading.verifier import verifier_print
 from brd.recipe import Recipe
 from brd.sections.text import Text
 from brd.teachers.teacher import Answer, Teacher
+from brd.text.corpus import Corpus
 from brd.text.sentences import Span, limit_broken, split
-from brd.text.sources import paragraphs
 
 # Sentences that are handed to the teacher at once: bounds memory, and is large against a batch.
 WINDOW = 8192
@@ -57,7 +57,7 @@ def part_of(document: str, text: Text) -> Part:
     return "healing" if place >= 1 - text.healing else "train"
 
 
-def choose(recipe: Recipe, counts: Counter[str]) -> Iterator[ReadParagraph]:
+def choose(recipe: Recipe, counts: Counter[str], corpus: Corpus | None = None) -> Iterator[ReadParagraph]:
     """Whole paragraphs of the corpus, in order, until both parts have their number of sentences.
 
     ``counts`` is told of documents, paragraphs, sentences of each part and of sentences beyond the length limits.
@@ -65,7 +65,7 @@ def choose(recipe: Recipe, counts: Counter[str]) -> Iterator[ReadParagraph]:
     settings, wanted = recipe.text, recipe.reading
     room = {False: wanted.sentences, True: wanted.held_out_sentences}
     documents: set[str] = set()
-    for paragraph in paragraphs(settings):
+    for paragraph in corpus or Corpus(settings):
         if paragraph.document not in documents:
             counts["documents_seen"] += 1
             if settings.order == "corpus":
@@ -95,7 +95,9 @@ Name = tuple[str, str, int]
 """What ``reading_key`` takes beside the sentence."""
 
 
-def read(recipe: Recipe, folder: Path, teacher: Teacher, progress: Progress | None = None) -> Counter[str]:
+def read(
+    recipe: Recipe, folder: Path, teacher: Teacher, progress: Progress | None = None, corpus: Corpus | None = None
+) -> Counter[str]:
     """Read the corpus into ``folder``; returns counts. An interrupted call goes on where it stopped.
 
     In memory are some thousands of sentences, the readings of a shard, and 24 bytes for each reading that is stored or
@@ -105,7 +107,7 @@ def read(recipe: Recipe, folder: Path, teacher: Teacher, progress: Progress | No
     counts: Counter[str] = Counter()
     with Store(folder, recipe.reading.shard_rows) as store:
         counts["shards_mended"] = store.mended
-        _save_paragraphs(recipe, folder, counts, progress)
+        _save_paragraphs(recipe, folder, counts, progress, corpus)
         behaviors = load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars)
         identity = teacher_hash(teacher)
         known = Known(list(map(Path, recipe.reading.known)))
@@ -258,8 +260,10 @@ _PARAGRAPHS = pa.schema(
 )
 
 
-def _save_paragraphs(recipe: Recipe, folder: Path, counts: Counter[str], progress: Progress | None) -> None:
-    chosen = choose(recipe, counts)
+def _save_paragraphs(
+    recipe: Recipe, folder: Path, counts: Counter[str], progress: Progress | None, corpus: Corpus | None
+) -> None:
+    chosen = choose(recipe, counts, corpus)
     with writer(folder / "paragraphs.parquet", _PARAGRAPHS) as into:
         while some := list(itertools.islice(chosen, GROUP)):
             columns = {
