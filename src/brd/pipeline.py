@@ -65,8 +65,8 @@ class Pipeline:
                 sources.fingerprint(recipe.text),
                 recipe.reading.model_dump(exclude={"shard_rows", "known", "floor", "floor_window"}),
                 recipe.teacher.answering(),
-                # A server's model is no file here, whatever its name.
-                [] if recipe.teacher.kind == "openai" else _model_stamp(recipe.teacher.model),
+                # A model elsewhere is no file here, whatever its name.
+                [] if recipe.teacher.named else _model_stamp(recipe.teacher.model),
                 prompts,
             )
         return self._read_print
@@ -176,9 +176,15 @@ class Pipeline:
             from brd.reading.reader import Readings, funnel, read
             from brd.teachers import LazyTeacher
 
+            asked = self._ask_elsewhere()
             teacher = LazyTeacher(self.recipe.teacher)
             try:
                 counts = read(self.recipe, self.readings_folder, teacher, self.console.progress)
+                for key, number in asked.items():
+                    counts[key] += number
+                    # What was asked a moment ago was not known before.
+                    if key.endswith("_asked"):
+                        counts[key.replace("_asked", "_known_before")] -= number
                 about = teacher.identity()
             finally:
                 teacher.close()
@@ -192,6 +198,14 @@ class Pipeline:
         manifest = self.run.do("read", self.read_print(), outputs, work, self.console.say)
         for line in reading_lines(manifest["result"]):
             self.console.say(f"  {line}")
+
+    def _ask_elsewhere(self) -> dict[str, int]:
+        """Have a cluster, or a provider's batches, answer what is not known; counts of the read step."""
+        if self.recipe.teacher.kind == "vllm":
+            from brd.reading import shards
+
+            return shards.read_recipe(self.recipe, self.run.path, self.console.progress)
+        return {}
 
     def compose(self) -> None:
         """Readings to token files."""
