@@ -205,6 +205,10 @@ class Pipeline:
             from brd.reading import shards
 
             return shards.read_recipe(self.recipe, self.run.path, self.console.progress)
+        if self.recipe.teacher.kind == "openai" and self.recipe.teacher.server.batch:
+            from brd.reading import batches
+
+            return batches.read_recipe(self.recipe, self.run.path, self.console.progress)
         return {}
 
     def compose(self) -> None:

@@ -5,14 +5,26 @@ provider), gets the questions written down first; what comes back goes into the 
 """
 
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 
 from brd.reading.behavior import load_behaviors, prompt_hash
 from brd.reading.floor import Floor
 from brd.reading.reader import check_parts, choose
-from brd.reading.store import Reading, Store, load_answers, reading_key, with_judgement
+from brd.reading.store import (
+    SCHEMA,
+    Reading,
+    Store,
+    load_answers,
+    read_table,
+    reading_key,
+    with_judgement,
+    write_table,
+)
 from brd.recipe import Recipe
 from brd.teachers.teacher import Answer
 
@@ -42,6 +54,26 @@ class Question:
     suffix: str
 
 
+_NAMES = [field.name for field in fields(Question)]
+_FILE = pa.schema(
+    [*(SCHEMA.field(name) for name in _NAMES if name != "suffix"), ("suffix", pa.string()), ("shard", pa.string())]
+)
+
+
+def save_questions(questions: list[Question], path: Path) -> None:
+    """Write questions as Parquet, whole or not at all; a column ``shard`` names the file."""
+    columns: dict[str, list[Any]] = {name: [getattr(q, name) for q in questions] for name in _NAMES}
+    write_table(pa.table({**columns, "shard": [path.stem] * len(questions)}, schema=_FILE), path)
+
+
+def load_questions(path: Path) -> list[Question]:
+    return [Question(**row) for row in read_table(path, _NAMES).to_pylist()]
+
+
+def question_keys(paths: Iterable[Path]) -> set[str]:
+    return {key for path in paths for key in read_table(path, ["key"])["key"].to_pylist()}
+
+
 def prompts(recipe: Recipe) -> dict[str, Prompt]:
     """The prompts of a recipe's behaviors."""
     longest = recipe.teacher.max_new_tokens
@@ -51,8 +83,9 @@ def prompts(recipe: Recipe) -> dict[str, Prompt]:
     }
 
 
-def questions(recipe: Recipe, teacher: str, *known: Container[str]) -> Iterator[Question]:
-    """The questions whose keys are in none of ``known``, each once, in the order of the corpus.
+def questions(recipe: Recipe, teacher: str, *known: Store | set[str]) -> Iterator[Question]:
+    """The questions whose keys are neither in ``reading.known`` nor in any of ``known``, each once, in the order of the
+    corpus.
 
     ``teacher`` is the hash of the teacher's identity. Raises BrdError at the end when a part has no sentence.
     """

@@ -14,17 +14,24 @@ import contextlib
 import fcntl
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from brd.errors import BrdError, TeacherUnreachable
-from brd.reading.pending import Intake, Question, prompts, questions
+from brd.reading.pending import (
+    Intake,
+    Question,
+    load_questions,
+    prompts,
+    question_keys,
+    questions,
+    save_questions,
+)
 from brd.reading.reader import teacher_hash
 from brd.reading.store import SCHEMA, Store, read_table, write_table
 from brd.recipe import Recipe
@@ -33,14 +40,6 @@ from brd.sections.teacher import Teacher as TeacherSettings
 from brd.teachers import ray_data
 from brd.teachers.teacher import Answer
 
-_PLACE = ("document", "paragraph", "sentence", "start", "end")
-IN = pa.schema(
-    [
-        *(SCHEMA.field(name) for name in ("key", "behavior", *_PLACE, "text")),
-        ("suffix", pa.string()),
-        ("shard", pa.string()),
-    ]
-)
 # What ``reading.known`` takes.
 OUT = pa.schema(
     [
@@ -99,7 +98,9 @@ def open_job(folder: Path) -> Job:
         }
         hashes = {name: str(p["hash"]) for name, p in found["prompts"].items()}
     except (TypeError, KeyError, ValueError):
-        raise BrdError(f"{folder}: no folder of shards; `brd shards write RECIPE` makes one and says its name") from None
+        raise BrdError(
+            f"{folder}: no folder of shards; `brd shards write RECIPE` makes one and says its name"
+        ) from None
     return Job(folder, settings, teacher_hash(ray_data.load(settings)), shared, hashes)
 
 
@@ -108,23 +109,17 @@ def write(recipe: Recipe, job: Job, store: Store) -> int:
 
     Shards that are there stay as they are: an interrupted call goes on behind the last whole one.
     """
-    there: set[str] = set()
-    for shard in job.inputs():
-        there.update(read_table(shard, ["key"])["key"].to_pylist())
+    there = question_keys(job.inputs())
     numbers = [int(path.stem.removeprefix("part-")) for path in job.inputs()]
     pending, number, count = questions(recipe, job.teacher, store, there), max(numbers, default=-1) + 1, 0
     (job.folder / "in").mkdir(exist_ok=True)
     while rows := list(islice(pending, recipe.teacher.cluster.shard_rows)):
-        path = job.folder / "in" / f"part-{number:05d}.parquet"
-        columns: dict[str, list[Any]] = {
-            name: [getattr(q, name) for q in rows] for name in IN.names if name != "shard"
-        }
-        write_table(pa.table({**columns, "shard": [path.stem] * len(rows)}, schema=IN), path)
+        save_questions(rows, job.folder / "in" / f"part-{number:05d}.parquet")
         number, count = number + 1, count + len(rows)
     return count
 
 
-def read(job: Job, progress: Progress | None = None) -> Iterator[Path]:
+def read(job: Job, progress: Progress | None = None) -> Generator[Path, None, None]:
     """Have all shards without answers answered, all engines at once; yields each output file when it is whole.
 
     An interrupted call leaves whole files only, and the next asks for the others. Raises TeacherUnreachable where the
@@ -218,14 +213,13 @@ def take(job: Job, outputs: Iterable[Path], store: Store, intake: Intake) -> int
         source = job.folder / "in" / path.name
         if not source.exists():
             raise BrdError(f"{path}: answers to no shard of this job (there is no {source})")
-        keys = read_table(source, ["key"])["key"].to_pylist()
-        if not all(key in store for key in keys):
+        if not all(key in store for key in question_keys([source])):
             count += intake.take(_answered(source, path, job.teacher))
     return count
 
 
 def _answered(source: Path, path: Path, teacher: str) -> list[tuple[Question, Answer]]:
-    asked = [Question(**row) for row in read_table(source, [n for n in IN.names if n != "shard"]).to_pylist()]
+    asked = load_questions(source)
     table = read_table(path)
     again = f"move it away, and the shard is read again ({source})"
     if absent := [name for name in OUT.names if name not in table.column_names]:
@@ -266,8 +260,8 @@ def _check_ray(job: Job) -> None:
 
     if find_spec("ray") is None:
         raise BrdError(
-            f"teacher.kind vllm: {len(job.missing())} shards are to be read. {ray_data.MISSING}; or copy {job.folder} to "
-            "the cluster, `brd shards read` it there, copy its folder out back, and give the same command again"
+            f"teacher.kind vllm: {len(job.missing())} shards are to be read. {ray_data.MISSING}; or copy {job.folder} "
+            "to the cluster, `brd shards read` it there, copy its folder out back, and give the same command again"
         )
 
 

@@ -1,12 +1,14 @@
 """vLLM on the machines of a Ray cluster, fed by Ray Data: the teacher of kind ``vllm``.
 
 Ray starts the engines, hands out the questions and brings back the answers, in whatever order. The workers need Ray and
-vLLM only: what is run there is sent to them. Where a cluster is running here (or RAY_ADDRESS names one) it is used, else
-this machine is the cluster.
+vLLM only: what is run there is sent to them. Where a cluster is running here (or RAY_ADDRESS names one) it is used,
+else this machine is the cluster.
 """
 
 import json
+import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,22 +86,29 @@ def start() -> Any:
         import ray.data
     except ImportError:
         raise BrdError(f"teacher.kind vllm: {MISSING}") from None
+    ray.data.DataContext.get_current().enable_progress_bars = False
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            ray.init(log_to_driver=False, logging_level="warning")
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
             raise TeacherUnreachable(f"teacher.kind vllm: no Ray cluster ({_line(error)})") from None
     return ray
 
 
 def read_files(settings: TeacherSettings, shared: Mapping[str, Shared], files: Sequence[Path]) -> Iterator[Row]:
-    """The answers to the questions of Parquet files (columns key, behavior, suffix, shard), a file a task, in any
-    order. Every machine has to see the files under the same path."""
+    """The answers to the questions of Parquet files (columns key, behavior, suffix, shard), in any order but a file at
+    a time. Every machine has to see the files under the same path."""
     ray = start()
-    columns = ["key", "behavior", "suffix", "shard"]
-    dataset = ray.data.read_parquet([str(f) for f in files], columns=columns, override_num_blocks=len(files))
-    yield from answers(settings, shared, dataset)
+
+    def content(table: Any) -> Any:
+        import pyarrow.parquet as pq
+
+        return pq.read_table(table["file"][0].as_py(), columns=["key", "behavior", "suffix", "shard"])
+
+    # Ray's own reader puts small files together, and what is answered together is lost together.
+    names = ray.data.from_items([{"file": str(f.resolve())} for f in files], override_num_blocks=len(files))
+    yield from answers(settings, shared, names.map_batches(content, batch_size=1, batch_format="pyarrow"))
 
 
 def answers(settings: TeacherSettings, shared: Mapping[str, Shared], dataset: Any) -> Iterator[Row]:
@@ -109,23 +118,38 @@ def answers(settings: TeacherSettings, shared: Mapping[str, Shared], dataset: An
     TeacherUnreachable where no engine can be started or all is lost.
     """
     import ray
+
+    # Ray keeps all of it in its own log (/tmp/ray/session_latest/logs); here it would stand between our lines.
+    logging.getLogger("ray.llm").addHandler(logging.NullHandler())
+    root = logging.getLogger().level
     from ray.data.llm import build_processor
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger().setLevel(root)
+    for name in ("ray._private.worker", "ray.data", "ray.llm"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     before, after = _stages(settings, shared)
+    gpus, wanted = ray.cluster_resources().get("GPU", 0), settings.cluster.tensor_parallel
+    if settings.cluster.device == "gpu" and gpus < wanted:
+        told = f"the Ray cluster has {gpus:g} GPUs and an engine needs {wanted}: waiting for more to join it"
+        print(f"{told} (teacher.cluster.device cpu needs none)", file=sys.stderr, flush=True)
     try:
         processor = build_processor(_processor(settings), preprocess=before, postprocess=after)
-        for row in processor(dataset).iter_rows():
-            error = row.get("__inference_error__") or ""
-            if error:
-                yield Row(row["key"], row["shard"], Answer("", 0, 0, False), _line(error))
-            else:
-                names = ("raw", "prompt_tokens", "new_tokens", "finished")
-                yield Row(row["key"], row["shard"], Answer(*(row[name] for name in names)), "")
+        # Without a look ahead, which would keep what is answered back until more is.
+        blocks = processor(dataset).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        for row in (row for block in blocks for row in block.to_pylist()):
+            yield _row(row)
     except ray.exceptions.RayError as error:
         raise TeacherUnreachable(
             f"teacher.kind vllm: {_line(error)}; shards that were whole are kept, and the same command reads the rest"
         ) from None
+
+
+def _row(row: dict[str, Any]) -> Row:
+    if error := row.get("__inference_error__"):
+        return Row(row["key"], row["shard"], Answer("", 0, 0, False), _line(error))
+    return Row(
+        row["key"], row["shard"], Answer(row["raw"], row["prompt_tokens"], row["new_tokens"], row["finished"]), ""
+    )
 
 
 def _processor(settings: TeacherSettings) -> Any:

@@ -1,8 +1,8 @@
 """A stand-in for vLLM where Ray looks for it: the engine of a Ray Data job answers what a test has written down.
 
 Ray's own stages run around it as they do around vLLM. ``CONTROL`` (a folder, from the environment) holds ``asked``, a
-line for each prompt that came in, and may hold ``wait``: a word, at whose sentences the engine waits until the file
-is gone.
+line for each prompt that came in, and may hold ``wait``: words, a line each, at whose sentences the engine waits until
+the file is gone.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class AsyncLLMEngine:
         with (CONTROL / "asked").open("a") as file:
             file.write(json.dumps([text, vars(sampling_params)]) + "\n")
         wait = CONTROL / "wait"
-        while wait.exists() and wait.read_text() in sentence:
+        while wait.exists() and any(word in sentence for word in wait.read_text().split("\n")):
             await asyncio.sleep(0.01)
         if "refuse" in sentence:
             raise ValueError("the prompt is too long")
