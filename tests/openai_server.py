@@ -15,13 +15,16 @@ MODEL = "reader-7b"
 
 @dataclass
 class Asked:
-    """A request: ``sentence`` is what its prompt ends in, ``times`` how often that was asked before, this included."""
+    """A request: ``sentence`` is what its prompt ends in, ``times`` how often that was asked before, this included.
+    ``body`` is empty where ``raw`` is no JSON."""
 
     path: str
     headers: dict[str, str]
     body: dict[str, Any]
     sentence: str
     times: int
+    method: str = ""
+    raw: bytes = b""
 
 
 @dataclass
@@ -140,24 +143,25 @@ class Server:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 line, *rest = head.decode().split("\r\n")
                 headers = {k.lower(): v for k, _, v in (r.partition(": ") for r in rest if r)}
-                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                body = await _body(reader, headers)
                 self._at_once += 1
                 self.most_at_once = max(self.most_at_once, self._at_once)
                 try:
-                    await self._answer(self._record(line.split()[1], headers, body), writer)
+                    await self._answer(self._record(line.split(), headers, body), writer)
                 finally:
                     self._at_once -= 1
         self._writers.discard(writer)
         self._serving.discard(asyncio.current_task())
         writer.close()
 
-    def _record(self, path: str, headers: dict[str, str], body: bytes) -> Asked:
-        tree = json.loads(body) if body else {}
+    def _record(self, line: list[str], headers: dict[str, str], body: bytes) -> Asked:
+        method, path, *_ = line
+        tree = json.loads(body) if headers.get("content-type") == "application/json" else {}
         prompt = tree.get("prompt") or (tree.get("messages") or [{}])[-1].get("content", "")
         # The given line of the last block, as behaviors write it.
         sentence = prompt.rpartition("\n\n")[2].split("\n")[0].removeprefix("Sentence: ")
         self.times[sentence] += 1
-        self.asked.append(Asked(path, headers, tree, sentence, self.times[sentence]))
+        self.asked.append(Asked(path, headers, tree, sentence, self.times[sentence], method, body))
         return self.asked[-1]
 
     async def _answer(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
@@ -181,3 +185,14 @@ class Server:
         if reply.cut is not None:
             writer.transport.abort()
             raise ConnectionError
+
+
+async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
+    if headers.get("transfer-encoding") != "chunked":
+        return await reader.readexactly(int(headers.get("content-length", 0)))
+    body = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        body += await reader.readexactly(size)
+        await reader.readexactly(2)
+    await reader.readexactly(2)
+    return body

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brd.commands import scoring, sharing
+from brd.commands import cluster, scoring, sharing
 from brd.errors import BrdError
 
 if TYPE_CHECKING:
@@ -216,6 +216,7 @@ app.command(name="tasks")(scoring.list_tasks)
 app.command()(scoring.contamination)
 app.command()(sharing.export)
 app.command()(sharing.push)
+app.add_typer(cluster.app, name="shards")
 
 
 def _load(name: str, overrides: list[str] | None) -> "Recipe":

@@ -13,6 +13,7 @@ from brd.recipe import Recipe, changed
 from brd.recipe_corpus import corpus_parts, open_corpus
 from brd.run import RunFolder, fingerprint, provenance, read_json, write_json
 from brd.summary import evaluation_line, reading_lines
+from brd.text.corpus import Corpus
 
 STEPS = ("read", "compose", "train", "evaluate", "report")
 # The arm whose lessons say how long every arm trains.
@@ -63,8 +64,8 @@ class Pipeline:
                 *corpus_parts(recipe),
                 recipe.reading.model_dump(exclude={"shard_rows", "known", "floor", "floor_window"}),
                 recipe.teacher.answering(),
-                # A server's model is no file here, whatever its name.
-                [] if recipe.teacher.kind == "openai" else _model_stamp(recipe.teacher.model),
+                # A model elsewhere is no file here, whatever its name.
+                [] if recipe.teacher.named else _model_stamp(recipe.teacher.model),
                 prompts,
             )
         return self._read_print
@@ -183,13 +184,19 @@ class Pipeline:
             from brd.reading.store import shards
             from brd.teachers import LazyTeacher
 
-            teacher = LazyTeacher(self.recipe.teacher)
             with open_corpus(self.recipe, self.readings_folder / "dropped.parquet") as corpus:
+                asked = self._ask_elsewhere(corpus)
+                teacher = LazyTeacher(self.recipe.teacher)
                 try:
                     counts = read(self.recipe, self.readings_folder, teacher, self.console.progress, corpus)
                     about = teacher.identity()
                 finally:
                     teacher.close()
+            for key, number in asked.items():
+                counts[key] += number
+                # What was asked a moment ago was not known before.
+                if key.endswith("_asked"):
+                    counts[key.replace("_asked", "_known_before")] -= number
             return {
                 "counts": dict(counts),
                 **corpus.counts(),
@@ -201,6 +208,18 @@ class Pipeline:
         manifest = self.run.do("read", self.read_print(), self._read_outputs(), work, self.console.say)
         for line in reading_lines(manifest["result"]):
             self.console.say(f"  {line}")
+
+    def _ask_elsewhere(self, corpus: Corpus) -> dict[str, int]:
+        """Have a cluster, or a provider's batches, answer what is not known; counts of the read step."""
+        if self.recipe.teacher.kind == "vllm":
+            from brd.reading import shards
+
+            return shards.read_recipe(self.recipe, self.run.path, self.console.progress, corpus)
+        if self.recipe.teacher.kind == "openai" and self.recipe.teacher.server.batch:
+            from brd.reading import batches
+
+            return batches.read_recipe(self.recipe, self.run.path, self.console.progress, corpus)
+        return {}
 
     def compose(self) -> None:
         """Readings to token files."""

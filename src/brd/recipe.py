@@ -196,8 +196,8 @@ def _absolute(recipe: Recipe, folder: Path, overridden: set[str]) -> Recipe:
             "text.source": sources,
             "text.filters.spare": spare and anchor("text.filters.spare", spare),
             "reading.known": known,
-            # The names of a server's models are no paths here.
-            "teacher.model": teacher.model if teacher.kind == "openai" else model("teacher.model", teacher.model),
+            # The names of models elsewhere are no paths here.
+            "teacher.model": teacher.model if teacher.named else model("teacher.model", teacher.model),
             "teacher.server.ca_bundle": bundle and anchor("teacher.server.ca_bundle", bundle),
             "student.model": model("student.model", recipe.student.model),
             "evaluation.tasks": [task(name) for name in recipe.evaluation.tasks],

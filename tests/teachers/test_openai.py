@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from brd.errors import BrdError, TeacherUnreachable
 from brd.reading.behavior import load_behaviors
 from brd.sections.teacher import Teacher as Settings
-from brd.teachers import client, openai
+from brd.teachers import client, connection, openai
 from brd.teachers.gate import Gate
 from brd.teachers.openai import OpenAI
 from brd.teachers.teacher import Answer
@@ -323,14 +323,14 @@ def test_concurrency_is_what_the_server_bears(server: Server, teacher: Callable[
     assert complete(ask(one, 300), 300)
     # Without adaptation 58 of 64 would be refused again and again.
     assert server.most_at_once <= 32
-    assert 3 <= one._client._gate.limit <= 13
+    assert 3 <= one.client._gate.limit <= 13
     assert len(server.asked) < 1.5 * 300
 
 
 def test_a_fast_server_gets_as_many_as_the_recipe_allows(server: Server, teacher: Callable[..., OpenAI]) -> None:
     one = teacher(concurrency=16)
     assert complete(ask(one, 100), 100)
-    assert one._client._gate.limit == 16
+    assert one.client._gate.limit == 16
     assert server.most_at_once <= 16
 
 
@@ -762,7 +762,7 @@ def test_proxies_are_the_environments_and_not_for_this_machine(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("https_proxy", "http://proxy:3128")
     monkeypatch.setenv("no_proxy", "example.com")
-    assert client._proxy(url) == proxy
+    assert connection.proxy(url) == proxy
 
 
 # With the rest of the program.

@@ -70,6 +70,9 @@ class Known:
     def __len__(self) -> int:
         return len(self._lookup)
 
+    def __contains__(self, key: str) -> bool:
+        return bool(self._lookup.where([key])[0] >= 0)
+
     def answers(self, keys: Sequence[str]) -> dict[str, Answer]:
         """The answers to these keys, as far as they are known, by key."""
         rows = self._lookup.where(keys)

@@ -16,6 +16,10 @@ def open_teacher(settings: TeacherSettings) -> Teacher:
         from brd.teachers import openai
 
         return openai.load(settings)
+    if settings.kind == "vllm":
+        from brd.teachers import ray_data
+
+        return ray_data.load(settings)
     from brd.teachers import shared_prefix
 
     return shared_prefix.load(settings)
@@ -49,6 +53,10 @@ class LazyTeacher:
             from brd.teachers import openai
 
             return openai.identity(self._settings)
+        if self._settings.kind == "vllm":
+            from brd.teachers import ray_data
+
+            return ray_data.identity(self._settings)
         return self.opened.identity()
 
     def count_tokens(self, text: str) -> int:

@@ -8,21 +8,22 @@ import asyncio
 import contextlib
 import email.utils
 import json
+import os
 import random
 import re
 import ssl
 import threading
 import time
-import urllib.request
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import IO, Any, TypeVar
 
 import aiohttp
 
-from brd.errors import BrdError, TeacherUnreachable
+from brd.errors import TeacherUnreachable
 from brd.sections.teacher import Server
+from brd.teachers import connection
 from brd.teachers.gate import Gate
 
 # Seconds. The first repetition comes after FIRST_WAIT, each further one after twice as long, by chance up to half less.
@@ -50,6 +51,7 @@ _SPENT = re.compile(r"quota|billing|credit|spend")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Exchanged = tuple[int, Mapping[str, str], bytes]
 
 
 class Refused(Exception):
@@ -90,15 +92,15 @@ class Client:
         self._met = self._stopping = False
         self._answered, self._repeated, self._last_answer = 0, 0, -1.0
         self._under_way: set[asyncio.Task[Any] | None] = set()
-        self._proxy = _proxy(self.base)
-        trust = _trust(settings)
+        self._proxy = connection.proxy(self.base)
+        trust = connection.trust(settings)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="teacher", daemon=True)
         self._thread.start()
         self._session = self._wait_for(self._open(trust))
 
     async def _open(self, trust: ssl.SSLContext | bool) -> aiohttp.ClientSession:
-        headers = {"User-Agent": "brd", "Content-Type": "application/json"}
+        headers = {"User-Agent": "brd"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         return aiohttp.ClientSession(
@@ -208,12 +210,59 @@ class Client:
         ``parse`` raises ValueError for a reply that is none; ``first`` goes before all that is not yet under way, as
         repetitions do. Raises Refused, GaveUp and TeacherUnreachable.
         """
-        data, began, retries = json.dumps(body).encode(), time.monotonic(), 0
+        data = json.dumps(body).encode()
+        return await self._persist(lambda: self._exchange(self.base + path, data), _json(parse), first)
+
+    async def ask_once(self, path: str, body: dict[str, Any], parse: Callable[[Any], Result]) -> Result:
+        """The same for what must not be done twice: GaveUp where the server may have done it."""
+        data = json.dumps(body).encode()
+        found, _ = await self._persist(lambda: self._exchange(self.base + path, data), _json(parse), once=True)
+        return found
+
+    async def get(self, path: str, parse: Callable[[Any], Result]) -> Result:
+        """What ``parse`` makes of a page, which is asked for again as in ``ask``."""
+        found, _ = await self._persist(lambda: self._exchange(self.base + path, None), _json(parse))
+        return found
+
+    async def upload(self, path: str, file: Path, fields: dict[str, str], parse: Callable[[Any], Result]) -> Result:
+        """Send a file as a form's; however long that takes, as long as it goes on."""
+
+        async def send() -> Exchanged:
+            with file.open("rb") as content:
+                form = aiohttp.FormData(fields)
+                form.add_field("file", content, filename=file.name, content_type="application/jsonl")
+                return await self._exchange(self.base + path, form)
+
+        found, _ = await self._persist(send, _json(parse))
+        return found
+
+    async def download(self, path: str, file: Path) -> None:
+        """Write what stands there into a file, which is whole or not there."""
+        scratch = file.with_name(file.name + ".tmp")
+
+        async def fetch() -> Exchanged:
+            with scratch.open("wb") as target:
+                return await self._exchange(self.base + path, None, target)
+
+        try:
+            await self._persist(fetch, lambda text: os.replace(scratch, file))
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    async def _persist(
+        self,
+        send: "Callable[[], Awaitable[Exchanged]]",
+        parse: Callable[[bytes], Result],
+        first: bool = False,
+        *,
+        once: bool = False,
+    ) -> tuple[Result, int]:
+        began, retries = time.monotonic(), 0
         while True:
             try:
-                return await self._attempt(path, data, parse, first or retries > 0), retries
+                return await self._attempt(send, parse, first or retries > 0), retries
             except _Passing as failure:
-                if retries >= self._settings.retries or self._stopping:
+                if retries >= self._settings.retries or self._stopping or (once and failure.costs):
                     raise GaveUp(failure.reason, began) from None
                 self._count(failure)
                 backoff = min(LONGEST_WAIT, FIRST_WAIT * 2.0**retries) * random.uniform(0.5, 1.0)
@@ -229,17 +278,19 @@ class Client:
                 f"{failure.reason}); stopped before it costs more. What was answered is kept"
             )
 
-    async def _attempt(self, path: str, data: bytes, parse: Callable[[Any], Result], first: bool) -> Result:
+    async def _attempt(
+        self, send: "Callable[[], Awaitable[Exchanged]]", parse: Callable[[bytes], Result], first: bool
+    ) -> Result:
         await self._gate.enter(first)
         began, me = time.monotonic(), asyncio.current_task()
         self._under_way.add(me)
         try:
             if self._stopping:
                 raise GaveUp("stopped", began)
-            status, headers, text = await self._exchange(self.base + path, data)
+            status, headers, text = await send()
             if not 200 <= status < 300:
                 raise self._failure(status, headers, text, began)
-            found = parse(json.loads(text))
+            found = parse(text)
             self._gate.answered()
             self._answered += 1
             self._last_answer = time.monotonic()
@@ -259,12 +310,25 @@ class Client:
             self._under_way.discard(me)
             self._gate.leave()
 
-    async def _exchange(self, url: str, data: bytes | None) -> tuple[int, Mapping[str, str], bytes]:
-        method = "GET" if data is None else "POST"
-        async with self._session.request(method, url, data=data, proxy=self._proxy, allow_redirects=False) as response:
+    async def _exchange(
+        self, url: str, data: bytes | aiohttp.FormData | None, target: IO[bytes] | None = None
+    ) -> "Exchanged":
+        """Status, headers and text of one request; the text of a good one goes into ``target`` where there is one."""
+        options: dict[str, Any] = {"proxy": self._proxy, "allow_redirects": False}
+        if isinstance(data, bytes):
+            options["headers"] = {"Content-Type": "application/json"}
+        if target or isinstance(data, aiohttp.FormData):
+            # A file takes its time: it is given up when nothing moves.
+            wait = self._settings.timeout
+            options["timeout"] = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=wait)
+        async with self._session.request("GET" if data is None else "POST", url, data=data, **options) as response:
             self._met = True
+            kept = target if response.status == 200 else None
             text = bytearray()
             async for part in response.content.iter_any():
+                if kept:
+                    kept.write(part)
+                    continue
                 text += part
                 if len(text) > LONGEST_REPLY:
                     raise ValueError(f"longer than {LONGEST_REPLY} bytes")
@@ -315,6 +379,10 @@ class Client:
             self._loop.close()
 
 
+def _json(parse: Callable[[Any], Result]) -> Callable[[bytes], Result]:
+    return lambda text: parse(json.loads(text))
+
+
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """The seconds of a Retry-After header (a number, or a date by the server's own clock where it tells that)."""
     value = headers.get("Retry-After", "").strip()
@@ -343,25 +411,3 @@ def _said(text: bytes) -> tuple[str, str]:
         message = next((inner[k] for k in ("message", "error", "detail") if inner.get(k)), plain)
         return str(message), f"{inner.get('code')} {inner.get('type')}"
     return plain, ""
-
-
-def _trust(settings: Server) -> ssl.SSLContext | bool:
-    if not settings.verify_tls:
-        return False
-    if settings.ca_bundle is None:
-        return True
-    try:
-        return ssl.create_default_context(cafile=settings.ca_bundle)
-    except (OSError, ssl.SSLError) as error:
-        raise BrdError(
-            f"teacher.server.ca_bundle: {settings.ca_bundle}: no file of certificates in PEM ({error})"
-        ) from None
-
-
-def _proxy(url: str) -> str | None:
-    """The proxy that the environment names for a URL. The loopback address is never behind one."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if host in ("localhost", "::1") or host.startswith("127.") or urllib.request.proxy_bypass(host):
-        return None
-    return urllib.request.getproxies().get(parts.scheme)

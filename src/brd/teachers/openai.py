@@ -22,13 +22,23 @@ CONTEXT_LENGTH = 4096
 # Bytes of UTF-8 a token, where the server does not count: rather too many tokens than too few.
 BYTES_A_TOKEN = 3
 # Statuses by which servers refuse a prompt (too long, filtered), but also a key of the request that they do not know.
-_OF_A_PROMPT = (400, 413, 422)
+OF_A_PROMPT = (400, 413, 422)
 # Ends of an answer by itself, in the words of different servers (some say nothing).
 _ENDED = ("stop", "eos_token", "stop_sequence", None)
 # A prompt that any server takes whose prefix and settings it takes.
 _PLAIN = "."
 # Token counts are kept as 32-bit integers.
 _MOST_TOKENS = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How the sentences of a behavior are asked, one by one or many in a file: where, by which body, and what the
+    answer is in a reply (ValueError for one that is none)."""
+
+    path: str
+    body: Callable[[str], dict[str, Any]]
+    read: Callable[[Any, str], Answer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +60,7 @@ class OpenAI:
 
     def __init__(self, settings: TeacherSettings, key: str | None) -> None:
         self._settings, self._server = settings, settings.server
-        self._client = Client(settings.server, key)
+        self.client = Client(settings.server, key)
         self._system: bool | None = None
         self._counts: Callable[[str], int | None] | None = None
 
@@ -62,14 +72,14 @@ class OpenAI:
         """The recipe's where it says one, else the server's, else ``CONTEXT_LENGTH``."""
         if self._server.context_length:
             return self._server.context_length
-        models = _get(self._client.fetch(f"{self._client.base}/models"), "data")
+        models = _get(self.client.fetch(f"{self.client.base}/models"), "data")
         ours = [m for m in models if _get(m, "id") == self._settings.model] if isinstance(models, list) else []
         told: list[Any] = [_get(m, key) for m in ours for key in ("max_model_len", "context_length", "context_window")]
         if not any(map(_count, told)):
             # llama.cpp (of one slot), then TGI.
             told = [
-                _get(self._client.fetch(f"{self._client.root}/props"), "default_generation_settings", "n_ctx"),
-                _get(self._client.fetch(f"{self._client.root}/info"), "max_total_tokens"),
+                _get(self.client.fetch(f"{self.client.root}/props"), "default_generation_settings", "n_ctx"),
+                _get(self.client.fetch(f"{self.client.root}/info"), "max_total_tokens"),
             ]
         return next(filter(None, map(_count, told)), CONTEXT_LENGTH)
 
@@ -84,17 +94,17 @@ class OpenAI:
     def _by_prompt(self, text: str) -> int | None:
         """vLLM, SGLang."""
         body = {"model": self._settings.model, "prompt": text, "add_special_tokens": False}
-        found = _get(self._client.fetch(f"{self._client.root}/tokenize", body), "count")
+        found = _get(self.client.fetch(f"{self.client.root}/tokenize", body), "count")
         return found if isinstance(found, int) else None
 
     def _by_content(self, text: str) -> int | None:
         """llama.cpp."""
-        found = _get(self._client.fetch(f"{self._client.root}/tokenize", {"content": text}), "tokens")
+        found = _get(self.client.fetch(f"{self.client.root}/tokenize", {"content": text}), "tokens")
         return len(found) if isinstance(found, list) else None
 
     def _by_inputs(self, text: str) -> int | None:
         """TGI."""
-        found = self._client.fetch(f"{self._client.root}/tokenize", {"inputs": text, "add_special_tokens": False})
+        found = self.client.fetch(f"{self.client.root}/tokenize", {"inputs": text, "add_special_tokens": False})
         return len(found) if isinstance(found, list) else None
 
     def answer(
@@ -109,28 +119,26 @@ class OpenAI:
             if suffixes:
                 yield from self._answers(prefix, suffixes, stop, max_new_tokens)
         except Refused as refusal:
-            raise self._explained(refusal) from None
+            raise self.explained(refusal) from None
 
     def _answers(
         self, prefix: str, suffixes: Sequence[str], stop: Sequence[str], max_new_tokens: int
     ) -> Iterator[tuple[int, Answer]]:
-        settings = {"max_tokens": max_new_tokens, "temperature": 0, "stop": list(stop), **self._server.extra}
-        shared = {"model": self._settings.model, **{k: v for k, v in settings.items() if v is not None}}
-        form = self._turns(prefix, shared) if self._settings.chat_template else _raw(prefix, shared)
+        asking = self.asking(prefix, stop, max_new_tokens)
         refusals: list[str] = []
 
         async def ask(suffix: str, first: bool = False) -> tuple[Answer, int]:
             def parse(reply: Any) -> Answer:
-                return _answer(reply, form, suffix, stop)
+                return asking.read(reply, suffix)
 
-            return await self._client.ask(form.path, form.body(suffix), parse, first=first)
+            return await self.client.ask(asking.path, asking.body(suffix), parse, first=first)
 
         async def one(asked: tuple[int, str]) -> tuple[int, Answer]:
             index, suffix = asked
             try:
                 answer, retries = await ask(suffix)
             except Refused as refusal:
-                if refusal.status not in _OF_A_PROMPT:
+                if refusal.status not in OF_A_PROMPT:
                     raise
                 try:
                     await ask(_PLAIN, first=True)
@@ -141,14 +149,22 @@ class OpenAI:
             return index, replace(answer, retries=retries)
 
         try:
-            yield from self._client.each(enumerate(suffixes), one)
+            yield from self.client.each(enumerate(suffixes), one)
         finally:
             if refusals:
                 print(
-                    f"{self._client.base} refused {len(refusals)} sentences, which count as malformed ({refusals[0]})",
+                    f"{self.client.base} refused {len(refusals)} sentences, which count as malformed ({refusals[0]})",
                     file=sys.stderr,
                     flush=True,
                 )
+
+    def asking(self, prefix: str, stop: Sequence[str], max_new_tokens: int) -> Asking:
+        """How suffixes are asked. In a conversation the server is asked once whether its template has a system
+        message; raises as ``answer`` does, and Refused."""
+        settings = {"max_tokens": max_new_tokens, "temperature": 0, "stop": list(stop), **self._server.extra}
+        shared = {"model": self._settings.model, **{k: v for k, v in settings.items() if v is not None}}
+        form = self._turns(prefix, shared) if self._settings.chat_template else _raw(prefix, shared)
+        return Asking(form.path, form.body, lambda reply, suffix: _answer(reply, form, suffix, stop))
 
     def _turns(self, prefix: str, shared: dict[str, Any]) -> _Form:
         """The conversation, with the task as the system's message where the model's template has one."""
@@ -163,23 +179,24 @@ class OpenAI:
 
         async def has_system(_: None) -> bool:
             try:
-                await self._client.ask(form(True).path, form(True).body(_PLAIN), _choice)
+                await self.client.ask(form(True).path, form(True).body(_PLAIN), _choice)
             except Refused as refusal:
-                if refusal.status not in _OF_A_PROMPT:
+                if refusal.status not in OF_A_PROMPT:
                     raise
                 try:
-                    await self._client.ask(form(False).path, form(False).body(_PLAIN), _choice)
+                    await self.client.ask(form(False).path, form(False).body(_PLAIN), _choice)
                 except Refused:
                     raise refusal from None
                 return False
             return True
 
         if self._system is None:
-            (self._system,) = self._client.each([None], has_system)
+            (self._system,) = self.client.each([None], has_system)
         return form(self._system)
 
-    def _explained(self, refusal: Refused) -> BrdError:
-        status, said = refusal.status, f"{self._client.base}: {refusal}"
+    def explained(self, refusal: Refused) -> BrdError:
+        """A refusal as the error that says what would be right."""
+        status, said = refusal.status, f"{self.client.base}: {refusal}"
         if status in (402, 429):
             return TeacherUnreachable(f"{said}; what was answered is kept, and the same command asks for the rest")
         if status in (401, 403):
@@ -192,13 +209,13 @@ class OpenAI:
             return BrdError(f"{said}; {self._not_found()}")
         if 300 <= status < 400:
             return BrdError(f"{said}; teacher.server.base_url should name that address")
-        if status in _OF_A_PROMPT:
+        if status in OF_A_PROMPT:
             return BrdError(f"{said}; it refuses any sentence with this prompt and these settings")
         return BrdError(said)
 
     def _not_found(self) -> str:
-        models = _get(self._client.fetch(f"{self._client.base}/models"), "data")
-        names = [self._client.line(_get(m, "id")) for m in models] if isinstance(models, list) else []
+        models = _get(self.client.fetch(f"{self.client.base}/models"), "data")
+        names = [self.client.line(_get(m, "id")) for m in models] if isinstance(models, list) else []
         name = self._settings.model
         if not names:
             return "teacher.server.base_url should be the part before /completions, mostly ending in /v1"
@@ -210,7 +227,7 @@ class OpenAI:
 
     def close(self) -> None:
         """Close the connections; the server belongs to whoever started it."""
-        self._client.close()
+        self.client.close()
 
 
 def _raw(prefix: str, shared: dict[str, Any]) -> _Form:

@@ -1,0 +1,9 @@
+"""Prompts as an engine takes them."""
+
+
+class TextPrompt(dict):  # type: ignore[type-arg]
+    pass
+
+
+class TokensPrompt(dict):  # type: ignore[type-arg]
+    pass
