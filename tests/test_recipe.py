@@ -1,12 +1,15 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from brd import recipe
 from brd.errors import BrdError
+from brd.sections.filters import Filters
 from brd.sections.section import Section
 from brd.sections.teacher import Server
+from brd.text.filters import FILTERS
 
 
 def write(tmp_path: Path, text: str) -> str:
@@ -121,3 +124,9 @@ def test_the_demo_recipe_names_and_comments_every_key() -> None:
         if isinstance(section, type) and issubclass(section, Section):
             assert set(tree[name]) == set(section.model_fields)
     assert set(tree["teacher"]["server"]) == set(Server.model_fields)
+    assert list(tree["text"]["filters"]) == [*FILTERS, "spare"]
+    for name, field in Filters.model_fields.items():
+        for section in get_args(field.annotation):
+            if isinstance(section, type) and issubclass(section, Section):
+                begun = source.index(f"    {name}: null")
+                assert all(f"{key}: " in source[begun : begun + 500] for key in section.model_fields), name

@@ -82,10 +82,7 @@ class Pipeline:
     def heal_print(self) -> str:
         recipe = self.recipe
         return fingerprint(
-            "heal",
-            self._start(),
-            recipe.healing,
-            *corpus_parts(recipe),
+            *("heal", self._start(), recipe.healing, *corpus_parts(recipe)),
             recipe.composing.row_tokens,
             recipe.training.model_dump(include={"weight_decay", "rows_per_step", "micro_rows", "dtype", "compile"}),
             recipe.seed,

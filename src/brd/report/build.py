@@ -241,6 +241,12 @@ def _story(summary: Figures, recipe: Figures) -> list[str]:
         f"The student is {_model(recipe, 'student')}; it was tested in {counted(len(arms), 'arm')}, "
         f"{tasks.how_asked(summary)}, on tasks that it had not seen, and on reading held-out text.",
     ]
+    if corpus := text.get("corpus"):
+        on = ", ".join(f"{name} {counted(f['dropped'] + f['changed'])}" for name, f in corpus["filters"].items())
+        said.append(
+            f"Filters kept {counted(corpus['paragraphs_kept'])} of {counted(corpus['paragraphs_seen'], 'paragraph')} "
+            f"of the corpus (dropped or changed: {on}); readings/dropped.parquet names them."
+        )
     tokens = {arm: n for arm, n in (summary.get("trained_tokens") or {}).items() if is_number(n) and n > 0}
     if tokens and len(set(tokens.values())) == 1:
         said.append(f"Trained on {counted(next(iter(tokens.values())), 'token')} each: {_listed(list(tokens))}.")
