@@ -135,7 +135,7 @@ def read(job: Job, progress: Progress | None = None) -> Generator[Path, None, No
         done -= sum(pq.read_metadata(source).num_rows for source in missing.values())
         came: dict[str, _Shard] = {}
         refused: Counter[str] = Counter()
-        answered = 0
+        answered = done
         for row in ray_data.read_files(job.settings, job.shared, list(missing.values())):
             if row.shard not in missing:
                 raise BrdError(f"{job.folder}: an answer to shard {row.shard!r}, which was not asked")
