@@ -273,6 +273,40 @@ def test_a_refused_sentence_counts_as_malformed_and_refusing_all_is_an_error(
     assert "refused 2 sentences, which count as malformed (maximum context" in capsys.readouterr().err
 
 
+def test_a_refusal_that_comes_later_is_still_the_sentences_fault(
+    provider: Provider, recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    def change(batch: Batch) -> None:
+        status = 500 if len(provider.batches) == 1 else 400
+        for line in batch.answers[:1]:
+            no_answer(batch, line, status, {"error": {"message": "no"}})
+
+    provider.change = change
+    batches.read_recipe(recipe(), tmp_path / "run")
+    assert Counter(r.finished for r in stored(tmp_path).values()) == {True: 19, False: 1}
+
+
+def test_a_server_without_batches_and_a_file_that_is_gone(
+    provider: Provider, recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    provider.fault = lambda kind: error(404, "Not Found") if kind == "upload" else None
+    with pytest.raises(BrdError, match=r"has no batch interface .*teacher\.server\.batch should be false"):
+        batches.read_recipe(recipe(), tmp_path / "run")
+    provider.fault = once("create", error(500, "oh"))
+    with pytest.raises(TeacherUnreachable):
+        batches.read_recipe(recipe(), tmp_path / "run")
+    provider.fault = once("create", error(400, "No such file"))
+    batches.read_recipe(recipe(), tmp_path / "run")
+    assert complete(tmp_path)
+    assert provider.seen["upload"] == 3
+    # What it would refuse with any file is not uploaded again and again.
+    provider.fault = lambda kind: error(400, "not this model") if kind == "create" else None
+    for _ in range(2):
+        with pytest.raises(BrdError, match="not this model"):
+            batches.read_recipe(recipe(revision="2"), tmp_path / "run")
+    assert provider.seen["upload"] == 3 + 2
+
+
 def test_a_batch_that_is_not_accepted(provider: Provider, recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     def change(batch: Batch) -> None:
         batch.answers, batch.status = [], "failed"
@@ -445,7 +479,7 @@ def test_killed_at_any_moment_it_goes_on(
 def test_a_call_that_fails_between_the_store_and_its_own_note_takes_nothing_twice(
     provider: Provider, recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def end(part: batches.Part) -> None:
+    def end(part: batches.Part, answers: int) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

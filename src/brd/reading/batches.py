@@ -53,30 +53,29 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(slots=True)
 class Part:
-    """A file of questions and its batch; ``mark`` finds a batch whose id never arrived, ``taken`` says that its answers
-    are in the store."""
+    """A file of questions and its batch; ``mark`` finds a batch whose id never arrived, ``answers`` are those that it
+    brought, and ``taken`` says that they are in the store."""
 
     path: Path
     file: str = ""
     mark: str = ""
     batch: str = ""
+    answers: int = 0
     taken: bool = False
 
     @classmethod
     def of(cls, path: Path) -> "Part":
-        found = read_json(path.with_suffix(".json")) or {}
-        return cls(path, *(found.get(name, default) for name, default in (*_TEXTS, ("taken", False))))
+        found = read_json(path.with_suffix(".json"))
+        return cls(path, **(found if isinstance(found, dict) else {}))
 
     def save(self) -> None:
-        names = [name for name, _ in _TEXTS]
-        write_json(self.path.with_suffix(".json"), {name: getattr(self, name) for name in (*names, "taken")})
+        told = asdict(self)
+        del told["path"]
+        write_json(self.path.with_suffix(".json"), told)
 
-    def end(self) -> None:
-        self.taken = True
+    def end(self, answers: int = 0) -> None:
+        self.answers, self.taken = answers, True
         self.save()
-
-
-_TEXTS = (("file", ""), ("mark", ""), ("batch", ""))
 
 
 def read_recipe(
@@ -123,10 +122,13 @@ class _Reader:
         self._forms: dict[str, Asking] = {}
         self._refused: Counter[str] = Counter()
         self._missed: int | None = None
+        self._answered = False
 
     def read(self) -> None:
         while True:
-            parts = [part for part in map(Part.of, sorted(self._folder.glob("part-*.parquet"))) if not part.taken]
+            every = list(map(Part.of, sorted(self._folder.glob("part-*.parquet"))))
+            self._answered = any(part.answers for part in every)
+            parts = [part for part in every if not part.taken]
             parts += self._write(parts)
             if not parts:
                 break
@@ -182,19 +184,37 @@ class _Reader:
 
     def _send(self, part: Part) -> None:
         """Have a part's batch made. Each step is written down before the next."""
-        asked, perhaps_there = load_questions(part.path), bool(part.mark)
-        if not part.file:
-            requests = part.path.with_suffix(".jsonl")
-            with requests.open("wb") as file:
-                file.writelines(map(self._request, asked))
-            part.file = self._server.upload(requests)
-            requests.unlink()
+        asked, uploaded, perhaps_there = load_questions(part.path), bool(part.file), bool(part.mark)
+        if not uploaded:
+            part.file = self._upload(part.path.with_suffix(".jsonl"), asked)
         part.mark = part.mark or uuid.uuid4().hex
         part.save()
         endpoint = self._asking(asked[0].behavior).path
-        part.batch = self._server.create(part.file, endpoint, part.mark, perhaps_there=perhaps_there)
+        try:
+            part.batch = self._server.create(part.file, endpoint, part.mark, perhaps_there=perhaps_there)
+        except Refused:
+            if not uploaded:
+                raise
+            # The file may have been deleted there since; with a new one it is clear what is refused.
+            part.file = part.mark = ""
+            self._send(part)
+            return
         part.save()
         _say(f"{len(asked)} requests are batch {part.batch} at {self._url}")
+
+    def _upload(self, requests: Path, asked: list[Question]) -> str:
+        with requests.open("wb") as file:
+            file.writelines(map(self._request, asked))
+        try:
+            return self._server.upload(requests)
+        except Refused as refusal:
+            if refusal.status not in (404, 405):
+                raise
+            raise BrdError(
+                f"{self._url}: has no batch interface ({refusal}); teacher.server.batch should be false"
+            ) from None
+        finally:
+            requests.unlink()
 
     # Batches to answers.
 
@@ -277,13 +297,14 @@ class _Reader:
                     found.add(line)
             path.unlink()
         failed.update(self._teacher.client.line(reason) for reason in found.failures())
-        if found.refused and not found.answers:
+        self._answered = self._answered or bool(found.answers)
+        if found.refused and not self._answered:
             part.end()
             raise self._teacher.explained(Refused(*next(iter(found.refused.values()))))
         self._refused.update(self._teacher.client.line(message) for _, message in found.refused.values())
         answers = found.answers | dict.fromkeys(found.refused, _REFUSED)
         self.intake.take((found.asked[key], answer) for key, answer in answers.items())
-        part.end()
+        part.end(len(found.answers))
         if state.status == "cancelled":
             raise TeacherUnreachable(
                 f"{self._url}: batch {part.batch} was cancelled after {len(answers)} of {len(found.asked)} answers, "

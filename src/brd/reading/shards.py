@@ -20,7 +20,6 @@ from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from brd.errors import BrdError, TeacherUnreachable
 from brd.reading.parquet import read_table, write_table
@@ -137,18 +136,21 @@ def read(job: Job, progress: Progress | None = None) -> Generator[Path, None, No
         missing = {source.stem: source for source in job.missing()}
         if not missing:
             return
-        done = total = sum(pq.read_metadata(source).num_rows for source in job.inputs())
-        done -= sum(pq.read_metadata(source).num_rows for source in missing.values())
+        sizes = {source.stem: read_table(source, ["shard"]).num_rows for source in job.inputs()}
+        total = sum(sizes.values())
+        done = total - sum(sizes[name] for name in missing)
         came: dict[str, _Shard] = {}
         refused: Counter[str] = Counter()
-        answered = 0
+        answered = done
         for row in ray_data.read_files(job.settings, job.shared, list(missing.values())):
             if row.shard not in missing:
                 raise BrdError(f"{job.folder}: an answer to shard {row.shard!r}, which was not asked")
             shard = came.get(row.shard) or came.setdefault(row.shard, _Shard(missing[row.shard]))
             shard.add(row.key, row.answer)
-            refused[row.error] += bool(row.error)
-            answered += not row.error
+            if row.error:
+                refused[row.error] += 1
+            else:
+                answered += 1
             done += 1
             if shard.whole:
                 if not answered:
@@ -164,8 +166,8 @@ def read(job: Job, progress: Progress | None = None) -> Generator[Path, None, No
                 f"{job.folder}: Ray gave back too few answers to {len(missing)} shards (the first is "
                 f"{next(iter(missing))}); the same command asks for these again"
             )
-        if sum(refused.values()):
-            reason, _ = refused.most_common(1)[0]
+        if refused:
+            [(reason, _)] = refused.most_common(1)
             told = f"vLLM refused {sum(refused.values())} sentences, which count as malformed ({reason})"
             print(told, file=sys.stderr, flush=True)
 
