@@ -74,11 +74,30 @@ class Server(Section):
         return extra
 
 
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class TokenPrices(Section):
+    """What a million tokens cost; ``cached_input`` (of prompts, in the server's cache) as ``input`` where null."""
+
+    input: Price
+    cached_input: Price | None = None
+    output: Price
+
+
+class Prices(TokenPrices):
+    """The prices of a server, for `brd plan`. ``batch``: those of the provider's batch interface, or their share."""
+
+    currency: Annotated[str, Field(min_length=1, max_length=16)] = "USD"
+    batch: Annotated[float, Field(gt=0, le=1)] | TokenPrices | None = None
+
+
 class Teacher(Section):
     """Who reads. ``kind`` is ``shared_prefix`` (any causal LM of transformers), ``llamacpp`` (any GGUF file) or
     ``openai`` (``server``, which knows the model by the name ``model``).
 
-    ``dtype`` int8 (``shared_prefix`` on a CPU): linear layers in 8-bit integers, the rest in the fast dtype.
+    ``dtype`` int8 (``shared_prefix`` on a CPU): linear layers in 8-bit integers, the rest in the fast dtype. ``prices``
+    are for `brd plan` only.
     """
 
     kind: str = "shared_prefix"
@@ -89,6 +108,7 @@ class Teacher(Section):
     max_new_tokens: Positive = 72
     trust_remote_code: bool = False
     server: Annotated[Server, Field(validate_default=True)] = Server()
+    prices: Prices | None = None
 
     @field_validator("kind")
     @classmethod
@@ -112,7 +132,7 @@ class Teacher(Section):
     def answering(self) -> dict[str, Any]:
         """The keys that can change an answer, for fingerprints."""
         if self.kind != "openai":
-            return self.model_dump(exclude={"batch_size", "server"})
+            return self.model_dump(exclude={"batch_size", "server", "prices"})
         return self.model_dump(
             include={"kind": True, "model": True, "chat_template": True, "max_new_tokens": True}
             | {"server": {"revision", "extra"}}
