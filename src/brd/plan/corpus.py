@@ -189,7 +189,7 @@ def _estimate(recipe: Recipe, saw: Callable[[Candidate], None]) -> tuple[Corpus,
     for candidate in candidates:
         saw(candidate)
     known = [s for s in seen if s.piece.weight is not None]
-    bound = {p: s >= w for (p, s), w in zip(sentences.items(), _wanted(recipe), strict=True)}
+    bound = {p: s >= w * (1 - 1e-9) for (p, s), w in zip(sentences.items(), _wanted(recipe), strict=True)}
     factor = sum(s.piece.weight or 0.0 for s in known) / max(1e-9, sum(s.piece.held for s in known))
     looked = sum(piece.size for piece in pieces) / 2**20
     how = f"estimated from {len(pieces)} pieces, {looked:.1f} MB"

@@ -4,15 +4,14 @@ Text and JSON lines are sought into, of Parquet the row groups are read that are
 sought into: as many pieces as would lie in it are taken from its beginning.
 """
 
-import gzip
 import io
 import json
 import lzma
-import shutil
 import tempfile
+import zlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
@@ -22,10 +21,12 @@ import zstandard
 
 from brd.errors import BrdError
 from brd.sections.text import Text
-from brd.text.sources import COMPRESSIONS, ZSTD_WINDOW, paragraphs, places
+from brd.text.sources import COMPRESSIONS, PACKED_CHUNK, ZSTD_WINDOW, paragraphs, places
 
 # The longest line that a piece is waited to end with.
 LONGEST_LINE = 64 * 2**20
+# Of a compressed file, so much more than its pieces is unpacked, for lines that go on.
+READ_ON = 2**16
 # Of a dataset of the Hub: paragraphs of its beginning.
 HUB_PARAGRAPHS = 5000
 
@@ -99,33 +100,36 @@ def _of_a_file(
         elif is_packed(path):
             cuts = _head(path, len(offsets), size, blocks)
         else:
-            cuts = (_sought(path, offset, size, blocks) for offset in offsets)
-        # A line that is longer than the way from one piece to the next is met several times.
-        once = {offset: (content, held) for offset, content, held in cuts}
-        weight = width * len(offsets) / len(once) if once else 0.0
-        for number, (offset, (content, held)) in enumerate(once.items(), start=first):
+            cuts = _sought(path, offsets, size, blocks)
+        # Where lines are longer than the way from one piece to the next, there are fewer.
+        found = list(cuts)
+        for number, (offset, content, held) in enumerate(found, start=first):
             suffix = ".txt" if kind == ".txt" else ".jsonl"
             (folder / f"{number:05d}{suffix}").write_bytes(content)
-            yield Piece(name, offset, weight, held, len(content), blocks)
-    except (OSError, EOFError, lzma.LZMAError, zstandard.ZstdError) as error:
+            yield Piece(name, offset, width * len(offsets) / len(found), held, len(content), blocks)
+    except (OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
         raise BrdError(f"{path}: cannot be read ({error})") from None
 
 
-def _sought(path: Path, offset: int, size: int, blocks: bool) -> tuple[int, bytes, float]:
-    """About ``size`` bytes around ``offset``, from one break of the text to another."""
-    start = max(0, offset - size // 2)
+def _sought(path: Path, offsets: list[int], size: int, blocks: bool) -> Iterator[tuple[int, bytes, float]]:
+    """About ``size`` bytes around each offset, from one break of the text to another, none of them twice."""
+    end = 0
     with path.open("rb") as file:
-        while True:
-            file.seek(start)
-            if start:
-                _to_break(file, blocks)
-            begin = file.tell()
-            if content := _lines(file, size, blocks):
-                return begin, content, float(len(content))
-            if not start:
-                return 0, b"", 0.0
-            # Nothing begins after it: a long last line.
-            start = max(0, start - size)
+        for offset in offsets:
+            start = offset - size // 2
+            while True:
+                file.seek(max(start, end))
+                if start > end:
+                    _to_break(file, blocks)
+                begin = file.tell()
+                content = _lines(file, size, blocks)
+                if content or start <= end:
+                    break
+                # Nothing begins after it: a long last line.
+                start -= size
+            if content:
+                end = begin + len(content)
+                yield begin, content, float(len(content))
 
 
 def _to_break(file: IO[bytes], blocks: bool) -> None:
@@ -145,26 +149,42 @@ def _lines(file: IO[bytes], size: int, blocks: bool) -> bytes:
 
 
 def _head(path: Path, pieces: int, size: int, blocks: bool) -> Iterator[tuple[int, bytes, float]]:
-    """Pieces from the beginning of a compressed file, with the compressed bytes that they took on average."""
-    with path.open("rb") as raw, _unpacked(path, raw) as file:
-        contents = list(islice(iter(lambda: _lines(file, size, blocks), b""), pieces))
-        length = sum(map(len, contents))
-        rate = raw.tell() / length if length else 0.0
-    before = 0
-    for content in contents:
+    """Pieces from the beginning of a compressed file, with the compressed bytes that they take on average."""
+    head, packed = bytearray(), 0
+    for fed, content in _unpacked(path):
+        head += content
+        packed += fed
+        if len(head) > pieces * size + READ_ON:
+            # Without the piece of a line at its end.
+            rate = packed / len(head)
+            del head[head.rfind(b"\n") + 1 :]
+            break
+    else:
+        rate = packed / max(1, len(head))
+    file, before = io.BytesIO(head), 0
+    for content in islice(iter(lambda: _lines(file, size, blocks), b""), pieces):
         yield before, content, len(content) * rate
         before += len(content)
 
 
-def _unpacked(path: Path, raw: IO[bytes]) -> Any:
-    match path.suffix.lower():
-        case ".gz":
-            return gzip.open(raw)
-        case ".xz":
-            return lzma.open(raw)
-        case _:
-            unpacker = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
-            return io.BufferedReader(unpacker.stream_reader(raw, read_across_frames=True))
+def _unpacked(path: Path) -> Iterator[tuple[int, bytes]]:
+    """How many bytes of a compressed file were read, and what came out of them."""
+    starts: dict[str, Callable[[], Any]] = {
+        ".gz": lambda: zlib.decompressobj(31),
+        ".xz": lzma.LZMADecompressor,
+        ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj(),
+    }
+    start = starts[path.suffix.lower()]
+    member: Any = None
+    with path.open("rb") as raw:
+        while chunk := raw.read(PACKED_CHUNK):
+            fed, out = len(chunk), bytearray()
+            # Zeros may stand behind a member.
+            while chunk and (member is not None or (chunk := chunk.lstrip(b"\0"))):
+                member = member or start()
+                out += member.decompress(chunk)
+                chunk, member = (member.unused_data, None) if member.eof else (b"", member)
+            yield fed, bytes(out)
 
 
 def _rows(text: Text, path: Path, offsets: list[int], size: int) -> Iterator[tuple[int, bytes, float]]:
@@ -172,8 +192,7 @@ def _rows(text: Text, path: Path, offsets: list[int], size: int) -> Iterator[tup
     with tempfile.NamedTemporaryFile(suffix=".parquet") as scratch:
         unpacked = path
         if is_packed(path):
-            with path.open("rb") as raw, _unpacked(path, raw) as file:
-                shutil.copyfileobj(file, scratch)
+            scratch.writelines(content for _, content in _unpacked(path))
             scratch.flush()
             unpacked = Path(scratch.name)
         yield from _of_groups(text, path, unpacked, offsets, size)

@@ -4,8 +4,8 @@ A teacher in this process fills its batch anew as answers end, by rules that are
 has so many tokens go through the model. Calls of different sizes tell what a call, a step and a token cost.
 
 Behind a server, or in llama.cpp's slots, so many requests are under way at once, and each takes longer the more there
-are: ``alone + crowd * requests``. From when answers came follows when each request was made and how many were under
-way with it; a simulation of the whole run then has its ramp, its steady state and its end.
+are. From when answers came follows when each request was made and how many were under way with it, and so what the
+others cost it; a simulation of the whole run then has its ramp, its steady state and its end.
 """
 
 import heapq
@@ -139,24 +139,24 @@ class Slots:
 
     def __init__(self, calls: dict[str, list[Call]], limit: Limit, most: int, *, cold: bool) -> None:
         self._limit, self._most = limit, most
-        self._lines: dict[str, tuple[float, float]] = {}
-        self._ratios: dict[str, list[float]] = {}
+        self._costs: dict[str, list[float]] = {}
+        # Of each sentence of the sample: new tokens, and how much longer it took than such a one does.
+        self._sample: dict[str, list[tuple[int, float]]] = {}
         self._once: dict[str, float] = {}
         self._crowd, done = math.inf, 0
         for name, found in calls.items():
-            before, spans = list[int](), list[tuple[float, float]]()
+            before, seen = list[int](), list[tuple[float, int, float]]()
             for number, call in enumerate(found):
                 before.append(done)
                 if number == len(found) - 1 or (number and not cold):
-                    spans += _replay(call.ends, limit, done)
+                    seen += _replay(call, limit, done)
                 done += len(call.ends)
-            alone, crowd = self._lines[name] = _line(spans)
-            self._ratios[name] = [took / max(1e-9, alone + crowd * k) for k, took in spans]
-            self._crowd = min(self._crowd, max(k for k, _ in spans))
+            times = [took for *_, took in seen]
+            self._costs[name] = _costs([_request(crowd, new) for crowd, new, _ in seen], times)
+            self._sample[name] = [(new, took / max(1e-9, self._takes(name, crowd, new))) for crowd, new, took in seen]
+            self._crowd = min(self._crowd, max(crowd for crowd, *_ in seen))
             heads = list(zip(found, before, strict=True))[: 2 if cold else 1]
-            self._once[name] = sum(
-                max(0.0, c.seconds - self._run(name, len(c.ends), n)) for c, n in heads[: len(found)]
-            )
+            self._once[name] = sum(max(0.0, c.seconds - self._run(name, len(c.ends), n)) for c, n in heads)
         self.start = 0.0
         self.full = self._crowd >= FULL * most
 
@@ -165,32 +165,43 @@ class Slots:
         if not sentences:
             return Estimate(0.0, 0.0, 0.0)
         seconds = self._once[behavior] + self._run(behavior, sentences, before)
-        off = _Z * _error_of_mean(self._ratios[behavior]) * seconds
+        off = _Z * _error_of_mean(self._times(behavior, self._most)) * seconds
         low, high = seconds - off, seconds + off
         if not self.full:
             # More at once may help not at all, or in proportion.
-            alone, crowd = self._lines[behavior]
-            at_most, here = alone + crowd * self._most, alone + crowd * self._crowd
-            low = min(low, seconds * here / at_most)
-            high = max(high, seconds * here / at_most * self._most / self._crowd)
+            change = sum(self._times(behavior, self._crowd)) / max(1e-9, sum(self._times(behavior, self._most)))
+            low = min(low, seconds * change)
+            high = max(high, seconds * change * self._most / self._crowd)
         return Estimate(seconds, max(0.0, low), high)
 
+    def _takes(self, behavior: str, crowd: float, new: float) -> float:
+        return sum(cost * x for cost, x in zip(self._costs[behavior], _request(crowd, new), strict=True))
+
+    def _times(self, behavior: str, crowd: float) -> list[float]:
+        """What each sentence of the sample takes with so many under way."""
+        return [self._takes(behavior, crowd, new) * luck for new, luck in self._sample[behavior]]
+
     def _run(self, behavior: str, sentences: int, before: int) -> float:
-        (alone, crowd), ratios = self._lines[behavior], self._ratios[behavior]
+        sample = self._sample[behavior]
         simulated = min(sentences, ROUNDS * self._most)
         now, begun, done = 0.0, 0, 0
         running: list[float] = []
         while done < simulated:
-            room = self._limit(before + done)
-            fresh = min(simulated - begun, max(0, room - len(running)))
-            takes = alone + crowd * (len(running) + fresh)
+            fresh = min(simulated - begun, max(0, self._limit(before + done) - len(running)))
+            crowd = len(running) + fresh
             for _ in range(fresh):
-                heapq.heappush(running, now + takes * ratios[begun % len(ratios)])
+                new, luck = sample[begun % len(sample)]
+                heapq.heappush(running, now + self._takes(behavior, crowd, new) * luck)
                 begun += 1
             now = heapq.heappop(running)
             done += 1
-        rest = sentences - simulated
-        return now + rest * (alone + crowd * self._most) * statistics.fmean(ratios) / self._most
+        return now + (sentences - simulated) * statistics.fmean(self._times(behavior, self._most)) / self._most
+
+
+def _request(crowd: float, new: float) -> tuple[float, ...]:
+    """What a request's time is made of, with so many under way and so many new tokens: itself, its tokens, the others,
+    the others' tokens."""
+    return 1.0, new, crowd, crowd * new
 
 
 def doubling(most: int) -> Limit:
@@ -198,11 +209,11 @@ def doubling(most: int) -> Limit:
     return lambda answers: min(most, 1 + answers)
 
 
-def _replay(ends: Sequence[float], limit: Limit, before: int) -> list[tuple[float, float]]:
-    """Of each request how many were under way with it on average, and how long it took."""
+def _replay(call: Call, limit: Limit, before: int) -> list[tuple[float, int, float]]:
+    """Of each request how many were under way with it on average, its new tokens, and how long it took."""
     starts: list[float] = []
     running: list[float] = []
-    now, done = 0.0, 0
+    ends, now, done = call.ends, 0.0, 0
     while len(starts) < len(ends):
         while len(starts) < len(ends) and len(running) < max(1, limit(before + done)):
             heapq.heappush(running, ends[len(starts)])
@@ -225,22 +236,10 @@ def _replay(ends: Sequence[float], limit: Limit, before: int) -> list[tuple[floa
         return areas[place] + counts[place] * (moment - times[place])
 
     return [
-        ((up_to(end) - up_to(start)) / (end - start), end - start)
-        for start, end in zip(starts, ends, strict=True)
+        ((up_to(end) - up_to(start)) / (end - start), new, end - start)
+        for start, end, new in zip(starts, ends, call.new, strict=True)
         if end > start
-    ] or [(1.0, 1e-9)]
-
-
-def _line(spans: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """``alone`` and ``crowd`` of the line through (requests under way, seconds), neither of them below 0."""
-    mean_k, mean_t = (statistics.fmean(column) for column in zip(*spans, strict=True))
-    spread = sum((k - mean_k) ** 2 for k, _ in spans)
-    slope = sum((k - mean_k) * (t - mean_t) for k, t in spans) / spread if spread > 1e-9 * mean_k**2 else 0.0
-    if slope <= 0:
-        return mean_t, 0.0
-    if mean_t - slope * mean_k < 0:
-        return 0.0, sum(k * t for k, t in spans) / sum(k * k for k, _ in spans)
-    return mean_t - slope * mean_k, slope
+    ] or [(1.0, 1, 1e-9)]
 
 
 def _error_of_mean(values: Sequence[float]) -> float:
