@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brd.commands import cluster, scoring, sharing
+from brd.commands import cluster, planning, scoring, sharing
 from brd.errors import BrdError
 
 if TYPE_CHECKING:
@@ -211,6 +211,7 @@ def audit(
     print(step.tables(read_json(run / "audit.json")))
 
 
+app.command()(planning.plan)
 app.command()(scoring.score)
 app.command(name="tasks")(scoring.list_tasks)
 app.command()(scoring.contamination)

@@ -118,11 +118,30 @@ class Cluster(Section):
         return engine
 
 
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class TokenPrices(Section):
+    """What a million tokens cost; ``cached_input`` (of prompts, in the server's cache) as ``input`` where null."""
+
+    input: Price
+    cached_input: Price | None = None
+    output: Price
+
+
+class Prices(TokenPrices):
+    """The prices of a server, for `brd plan`. ``batch``: those of the provider's batch interface, or their share."""
+
+    currency: Annotated[str, Field(min_length=1, max_length=16)] = "USD"
+    batch: Annotated[float, Field(gt=0, le=1)] | TokenPrices | None = None
+
+
 class Teacher(Section):
     """Who reads. ``kind`` is ``shared_prefix`` (any causal LM of transformers), ``llamacpp`` (any GGUF file),
     ``openai`` (``server``, which knows the model by the name ``model``) or ``vllm`` (on a ``cluster``, likewise).
 
-    ``dtype`` int8 (``shared_prefix`` on a CPU): linear layers in 8-bit integers, the rest in the fast dtype.
+    ``dtype`` int8 (``shared_prefix`` on a CPU): linear layers in 8-bit integers, the rest in the fast dtype. ``prices``
+    are for `brd plan` only.
     """
 
     kind: str = "shared_prefix"
@@ -134,6 +153,7 @@ class Teacher(Section):
     trust_remote_code: bool = False
     server: Annotated[Server, Field(validate_default=True)] = Server()
     cluster: Cluster = Cluster()
+    prices: Prices | None = None
 
     @field_validator("kind")
     @classmethod
@@ -171,7 +191,7 @@ class Teacher(Section):
     def answering(self) -> dict[str, Any]:
         """The keys that can change an answer, for fingerprints."""
         if not self.named:
-            return self.model_dump(exclude={"batch_size", "server", "cluster"})
+            return self.model_dump(exclude={"batch_size", "server", "cluster", "prices"})
         where: dict[str, Any] = {"server": {"revision", "extra"}}
         if self.kind == "vllm":
             where = {"dtype": True, "trust_remote_code": True, "cluster": {"revision"}}

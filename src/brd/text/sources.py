@@ -82,6 +82,11 @@ def unpinned(settings: Text) -> list[str]:
     return [] if settings.revision else [source for source in _sources(settings) if source.startswith("hub:")]
 
 
+def places(settings: Text) -> list[tuple[str, Path | None, str]]:
+    """Where the corpus lies, in its order: (name, file, layout), a dataset of the Hub without a file."""
+    return [(p, None, settings.layout) if isinstance(p, str) else (p.name, p.path, p.layout) for p in _places(settings)]
+
+
 def _sources(settings: Text) -> list[str]:
     return [settings.source] if isinstance(settings.source, str) else settings.source
 

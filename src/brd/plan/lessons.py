@@ -1,0 +1,76 @@
+"""How much there will be to train on: lessons of a sample of paragraphs, with readings of the sample of sentences."""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, cast
+
+from brd.composing.documents import lessons_of
+from brd.composing.packing import encode
+from brd.reading.behavior import Behavior
+from brd.reading.reader import Readings, ReadParagraph, as_taught
+from brd.reading.store import Reading
+from brd.reading.tally import text_hash
+from brd.recipe import Recipe
+
+# Sentences of about its length, of which one lends a sentence its reading.
+NEAR = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Lender:
+    """The readings that sentences of a sample got, by the sentences' lengths."""
+
+    lengths: list[int]
+    said: list[str | None]
+
+    def lend(self, sentence: str) -> str | None:
+        if not self.lengths:
+            return None
+        at = bisect_left(self.lengths, len(sentence)) + text_hash(sentence) % NEAR - NEAR // 2
+        return self.said[min(max(at, 0), len(self.said) - 1)]
+
+
+class Sample:
+    """Lessons as they will be. A sentence that was not read has the reading of one that is about as long."""
+
+    def __init__(
+        self, behaviors: dict[str, Behavior], paragraphs: Sequence[ReadParagraph], readings: Sequence[Reading]
+    ) -> None:
+        self._behaviors, self._paragraphs = behaviors, paragraphs
+        self._readings = {
+            name: sorted((r for r in readings if r.behavior == name), key=lambda r: (len(r.text), r.key))
+            for name in behaviors
+        }
+        self._characters = max(1, sum(len(p.text) for p in paragraphs))
+
+    def texts(self, recipe: Recipe, part: str) -> Iterator[str]:
+        """The lessons of one part (``original`` or a behavior) by the recipe of an arm."""
+        settings = recipe.composing
+        lenders = {
+            name: _Lender(
+                [len(r.text) for r in found],
+                [as_taught(self._behaviors[name], r, settings.verified_only) for r in found],
+            )
+            for name, found in self._readings.items()
+        }
+
+        def answer(behavior: str, paragraph: ReadParagraph, number: int) -> str | None:
+            return lenders[behavior].lend(paragraph.sentence(number)) if number in paragraph.readable else None
+
+        # Of the readings only the behaviors are asked for where the answers are given.
+        named = cast(Readings, SimpleNamespace(behaviors=self._behaviors))
+        for paragraph in self._paragraphs:
+            for lesson in lessons_of(paragraph, part, named, settings, answer):
+                yield lesson.text
+
+    def tokens(self, recipe: Recipe, part: str, tokenizer: Any) -> float:
+        """Tokens of a part's lessons for a character of the paragraphs that they are made of."""
+        return sum(map(len, encode(self.texts(recipe, part), tokenizer))) / self._characters
+
+    def mixed(self, recipe: Recipe) -> Iterator[str]:
+        """Lessons of all parts of the mix in turn."""
+        parts = [p for p in ("original", *self._behaviors) if recipe.composing.weight(p)]
+        for texts in zip(*(self.texts(recipe, part) for part in parts), strict=False):
+            yield from texts

@@ -1,0 +1,333 @@
+"""``brd plan``: what a run will cost, before it is paid for. The teacher is really asked a small sample."""
+
+import os
+import platform
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from brd.console import Console
+from brd.pipeline import HEALED, REFERENCE, Pipeline
+from brd.plan import training
+from brd.plan.asking import Measured, ask, limit_of, most_at_once
+from brd.plan.corpus import Candidate, Corpus, look, mean_length
+from brd.plan.cost import mean_at, priced
+from brd.plan.lessons import Sample
+from brd.plan.timing import Estimate, InProcess, Slots, doubling
+from brd.reading.behavior import Behavior, load_behaviors, prompt_hash
+from brd.reading.reader import teacher_hash
+from brd.reading.store import SCHEMA, Reading, Store, load, load_answers, reading_key, write_table
+from brd.recipe import Recipe
+from brd.run import RunFolder, fingerprint, read_json, write_json
+from brd.teachers.teacher import Teacher
+from brd.text import sources
+
+FILE = "plan.json"
+
+
+def plan(
+    recipe: Recipe,
+    run: RunFolder,
+    console: Console,
+    *,
+    sentences: int | None = None,
+    with_training: bool = True,
+    again: bool = False,
+) -> dict[str, Any]:
+    """Plan a run, write plan.json into its folder and return what it holds.
+
+    ``sentences`` of each behavior are asked (as many as it takes to see the teacher full, unless given) and their
+    answers stored; those of an earlier plan of the same teacher, prompts and corpus are not asked again unless
+    ``again``. Raises what the corpus, the teacher and the student raise.
+    """
+    from brd.teachers import LazyTeacher
+
+    sources.places(recipe.text)
+    pipeline = Pipeline(recipe, run, console)
+    # Before anything is paid for: what is wrong with the student would be so afterwards.
+    student = _Student(pipeline) if pipeline.trained else None
+    behaviors = {
+        name: (behavior, prompt_hash(behavior))
+        for name, behavior in load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars).items()
+    }
+    started = time.perf_counter()
+    teacher = LazyTeacher(recipe.teacher)
+    try:
+        with Store(pipeline.readings_folder, recipe.reading.shard_rows) as store:
+            there = _Reading(recipe, teacher, behaviors, store)
+            fetched = time.perf_counter() - started
+            corpus = look(recipe, there.saw, lambda n: console.progress("sentences of the corpus", n, None))
+            mark = _mark(recipe, there.identity, behaviors)
+            measured = None if again else _measured(run, mark, there.to_ask(corpus), sentences)
+            asked_now = measured is None
+            if measured is None:
+                candidates = there.candidates(corpus)
+                begun = time.perf_counter() - fetched
+                measured = ask(
+                    recipe, teacher, there.identity, behaviors, candidates, sentences, store, begun, console.progress
+                )
+            remaining = there.to_ask(corpus, measured if asked_now else None)
+            lengths = {name: mean_length(found) for name, found in there.candidates(corpus).items()}
+    finally:
+        teacher.close()
+    del teacher, there.teacher
+    sample = load(pipeline.readings_folder, (a.key for answers in measured.behaviors.values() for a in answers))
+    found: dict[str, Any] = {
+        "name": recipe.name,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "teacher": {"kind": recipe.teacher.kind, "model": recipe.teacher.model},
+        "text": _text(recipe, corpus),
+        "reading": _reading(recipe, corpus, lengths, measured, remaining, asked_now),
+        "disk": {"readings": _bytes(list(sample.values())) * sum(remaining.values()) + corpus.characters / 2},
+        "training": None,
+        "evaluation": None,
+    }
+    if student:
+        lessons = Sample({n: b for n, (b, _) in behaviors.items()}, corpus.paragraphs, list(sample.values()))
+        found["training"] = student.training(corpus, lessons, with_training)
+        found["disk"] |= student.disk(found["training"])
+    found["mark"], found["measured"] = mark, measured.to_json()
+    write_json(run.path / FILE, found)
+    return found
+
+
+class _Reading:
+    """What is known of a run's readings, and what is left to ask."""
+
+    def __init__(
+        self, recipe: Recipe, teacher: Teacher, behaviors: dict[str, tuple[Behavior, str]], store: Store
+    ) -> None:
+        self.teacher, self.identity = teacher, teacher_hash(teacher)
+        self._names = {n: (self.identity, prompt, limit_of(b, recipe)) for n, (b, prompt) in behaviors.items()}
+        self._store, self._paid = store, load_answers(map(Path, recipe.reading.known))
+        self._any = bool(self._paid or store.shards() or store.last(lambda _: True, 1))
+        self.known: Counter[str] = Counter()
+
+    def _is_known(self, behavior: str, sentence: str) -> bool:
+        if not self._any:
+            return False
+        key = reading_key(*self._names[behavior], sentence)
+        return key in self._store or key in self._paid
+
+    def saw(self, candidate: Candidate) -> None:
+        if self._any:
+            for name in self._names:
+                if self._is_known(name, candidate.text):
+                    self.known[name] += candidate.weight  # type: ignore[assignment]
+
+    def candidates(self, corpus: Corpus) -> dict[str, list[Candidate]]:
+        return {name: [c for c in corpus.pool if not self._is_known(name, c.text)] for name in self._names}
+
+    def to_ask(self, corpus: Corpus, measured: Measured | None = None) -> dict[str, int]:
+        """Sentences of each behavior that have no answer yet, after what was asked just now."""
+        now = {name: len(answers) for name, answers in measured.behaviors.items()} if measured else {}
+        return {n: max(0, round(corpus.distinct - self.known[n] - now.get(n, 0))) for n in self._names}
+
+
+def _mark(recipe: Recipe, identity: str, behaviors: dict[str, tuple[Behavior, str]]) -> str:
+    """Of all that a measured sample tells about: the teacher, how and from where it is asked, what it is asked."""
+    return fingerprint(
+        identity,
+        [prompt for _, prompt in behaviors.values()],
+        recipe.teacher.model_dump(exclude={"prices"}),
+        recipe.text.model_dump(exclude={"source"}),
+        sources.fingerprint(recipe.text),
+        [platform.node(), os.cpu_count()],
+    )
+
+
+def _measured(run: RunFolder, mark: str, to_ask: dict[str, int], wanted: int | None) -> Measured | None:
+    """The sample of an earlier plan, where it still says what this one would find."""
+    before = read_json(run.path / FILE)
+    if not isinstance(before, dict) or before.get("mark") != mark:
+        return None
+    measured = Measured.from_json(before["measured"])
+    for name, count in to_ask.items():
+        have = len(measured.behaviors.get(name, []))
+        if count and (not have or (wanted or 0) > have):
+            return None
+    return measured
+
+
+def _text(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
+    return {
+        "exact": corpus.exact,
+        "how": corpus.how,
+        "sentences": {part: round(n) for part, n in corpus.sentences.items()},
+        "wanted": {"train": recipe.reading.sentences, "held_out": recipe.reading.held_out_sentences},
+        "distinct": round(corpus.distinct),
+        "characters": round(corpus.characters),
+        "too_short": round(corpus.broken["short"]),
+        "too_long": round(corpus.broken["long"]),
+        "error": round(corpus.error, 4),
+        "seconds": round(corpus.seconds, 1),
+    }
+
+
+def _reading(
+    recipe: Recipe,
+    corpus: Corpus,
+    lengths: dict[str, float],
+    measured: Measured,
+    remaining: dict[str, int],
+    asked_now: bool,
+) -> dict[str, Any]:
+    timed = _timing(recipe, measured)
+    server = recipe.teacher.kind == "openai"
+    rows: dict[str, dict[str, Any]] = {}
+    before, spent = 0, [corpus.seconds, corpus.seconds, corpus.seconds]
+    for name, left in remaining.items():
+        answers = measured.behaviors.get(name, [])
+        row: dict[str, Any] = {
+            "known": round(corpus.distinct) - left - (len(answers) if asked_now else 0),
+            "asked": len(answers),
+            "to_ask": left,
+        }
+        if left:
+            asked = [a.characters for a in answers]
+            own, _ = mean_at(asked, [a.own for a in answers], lengths[name])
+            new, new_error = mean_at(asked, [a.new for a in answers], lengths[name])
+            # The first requests fill the server's cache.
+            warm = [a for a in answers if a.call == max(b.call for b in answers)]
+            cached = sum(a.cached for a in warm) / max(1, sum(a.prompt for a in warm)) if server else 0.0
+            prefix = 0 if server else measured.prefixes[name]
+            tokens = {
+                "input": left * own + prefix,
+                "cached": left * own * cached,
+                "output": left * new,
+                "output_error": left * new_error,
+            }
+            takes: Estimate = timed.predict(name, left, before)
+            # More or fewer sentences than the estimate of the corpus take as much more or less.
+            off = 2 * corpus.error * takes.seconds
+            takes = Estimate(takes.seconds, max(0.0, takes.low - off), takes.high + off)
+            row |= {
+                "prefix_tokens": measured.prefixes[name],
+                "tokens": {key: round(value) for key, value in tokens.items()},
+                "verified": round(sum(a.verified for a in answers) / len(answers), 4),
+                "seconds": {"expected": takes.seconds, "low": takes.low, "high": takes.high},
+            }
+            spent = [s + t for s, t in zip(spent, (takes.seconds, takes.low, takes.high), strict=True)]
+            before += left
+        rows[name] = row
+    once = measured.start + timed.start if any(remaining.values()) else 0.0
+    total = dict(zip(("expected", "low", "high"), (s + once for s in spent), strict=True))
+    found: dict[str, Any] = {
+        "behaviors": rows,
+        "asked_now": sum(len(a) for a in measured.behaviors.values()) if asked_now else 0,
+        "counted": measured.counted,
+        "at_once": most_at_once(recipe),
+        "full": timed.full,
+        "retries": sum(a.retries for answers in measured.behaviors.values() for a in answers),
+        "seconds": {"once": once, "text": corpus.seconds, **total},
+        "prices": None,
+    }
+    if prices := recipe.teacher.prices:
+        summed = {key: sum(r["tokens"][key] for r in rows.values() if "tokens" in r) for key in _TOKENS}
+        found["prices"] = priced(prices, summed)
+        paid = [a for answers in measured.behaviors.values() for a in answers] if asked_now else []
+        sample = {
+            "input": sum(a.prompt for a in paid),
+            "cached": sum(a.cached for a in paid),
+            "output": sum(a.new for a in paid),
+            "output_error": 0.0,
+        }
+        found["prices"]["sample"] = priced(prices, sample)["total"]
+    return found
+
+
+_TOKENS = ("input", "cached", "output", "output_error")
+
+
+class _Nothing:
+    """Of a run that has nothing left to ask."""
+
+    start, full = 0.0, True
+
+    def predict(self, behavior: str, sentences: int, before: int = 0) -> Estimate:
+        return Estimate(0.0, 0.0, 0.0)
+
+
+def _timing(recipe: Recipe, measured: Measured) -> InProcess | Slots | _Nothing:
+    calls, most = measured.calls(), most_at_once(recipe)
+    if not calls:
+        return _Nothing()
+    if recipe.teacher.kind == "openai":
+        return Slots(calls, doubling(most), most, cold=False)
+    if recipe.teacher.kind == "llamacpp":
+        return Slots(calls, lambda _: most, most, cold=True)
+    return InProcess(calls, most)
+
+
+def _bytes(readings: list[Reading]) -> float:
+    """Bytes of one more reading in a shard: what the second half of a sample adds to the first."""
+    if len(readings) < 2:
+        return 0.0
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "shard.parquet"
+
+        def size(some: list[Reading]) -> int:
+            rows = {name: [getattr(r, name) for r in some] for name in SCHEMA.names}
+            write_table(pa.table(rows, schema=SCHEMA), path)
+            return path.stat().st_size
+
+        half = len(readings) // 2
+        return (size(readings) - size(readings[:half])) / (len(readings) - half)
+
+
+class _Student:
+    """The part of a plan that is about training."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        from brd.training.student import student_tokenizer
+
+        self._pipeline, self._recipe = pipeline, pipeline.recipe
+        self._tokenizer = student_tokenizer(self._recipe)
+        self._parameters = training.parameters(self._recipe, self._tokenizer)
+        self._arms = {arm: (pipeline.about(arm).data, pipeline.arm_recipe(arm)) for arm in pipeline.composed}
+
+    def training(self, corpus: Corpus, sample: Sample, timed: bool) -> dict[str, Any]:
+        arms = training.amounts(self._recipe, self._arms, REFERENCE, corpus, sample, self._tokenizer)
+        for name in set(arms) - set(self._pipeline.trained):
+            del arms[name]["steps"], arms[name]["tokens"]
+        found: dict[str, Any] = {"parameters": self._parameters, "arms": arms, "costs": None, "seconds": None}
+        healing = self._recipe.healing
+        if healing:
+            a_step = self._recipe.composing.row_tokens * self._recipe.training.rows_per_step
+            most = healing.most_tokens + healing.cooling_tokens
+            arms[HEALED] = {"steps": most // a_step, "tokens": most, "at_most": True}
+            arms[HEALED]["save_steps"] = self._recipe.training.save_steps
+        if not timed:
+            return found
+        folder = self._pipeline.run.path / "plan.tmp"
+        say = self._pipeline.console.progress
+        costs = training.seconds(
+            self._recipe, sample, self._tokenizer, folder, lambda n, of: say("training, a sample", n, of)
+        )
+        total = off = 0.0
+        for arm in arms.values():
+            if "steps" in arm:
+                arm["seconds"], margin = training.arm_seconds(costs, arm["steps"], arm["save_steps"])
+                total, off = total + arm["seconds"], off + margin
+        found["costs"] = costs
+        found["seconds"] = {"expected": total, "low": max(0.0, total - off), "high": total + off}
+        return found
+
+    def disk(self, told: dict[str, Any]) -> dict[str, float]:
+        cell = 2 if len(self._tokenizer) <= 2**16 else 4
+        rows = sum(arm.get("rows", 0) for arm in told["arms"].values()) * self._recipe.composing.row_tokens
+        if healing := self._recipe.healing:
+            rows += healing.most_tokens + healing.cooling_tokens
+        students = len(self._pipeline.arms) + bool(healing)
+        # A checkpoint is written before the one before it is deleted; only one arm trains at a time.
+        return {
+            "token_files": float(rows * cell),
+            "students": float(students * self._parameters * training.STUDENT),
+            "checkpoints": float(2 * self._parameters * training.CHECKPOINT),
+        }

@@ -1,0 +1,132 @@
+"""A plan for a terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from brd.evaluation.tables import grid
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """The tables of what ``plan`` returned."""
+    reading, training = found["reading"], found["training"]
+    lines = [*_text(found["text"]), "", *_reading(found["teacher"], reading)]
+    if reading["prices"]:
+        lines += ["", *_prices(reading["prices"])]
+    if training:
+        lines += ["", *_training(training)]
+    lines += ["", *_disk(found["disk"]), "", "evaluation: not estimated"]
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """In the unit that fits."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 120 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _between(spent: Mapping[str, float]) -> str:
+    return f"{duration(spent['expected'])} [{duration(spent['low'])}, {duration(spent['high'])}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _bytes(value: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if value >= size:
+            return f"{value / size:.1f} {unit}"
+    return f"{value / 1e3:.0f} kB"
+
+
+def _text(text: Mapping[str, Any]) -> list[str]:
+    train, held_out = text["sentences"]["train"], text["sentences"]["held_out"]
+    about = "" if text["exact"] else "about "
+    margin = f", ± {200 * text['error']:.0f} %" if text["error"] else ""
+    lines = [
+        f"text: {about}{_number(train)} sentences to train on, {about}{_number(held_out)} held out "
+        f"({text['how']}{margin}); "
+        f"{about}{_number(text['distinct'])} different ones; "
+        f"{about}{_number(text['too_short'])} too short, {about}{_number(text['too_long'])} too long"
+    ]
+    names = {"train": "reading.sentences", "held_out": "reading.held_out_sentences"}
+    for part, name in names.items():
+        if text["sentences"][part] < 0.99 * text["wanted"][part]:
+            lines.append(f"  fewer than {name} ({_number(text['wanted'][part])}): the corpus has no more")
+    return lines
+
+
+def _reading(teacher: Mapping[str, Any], reading: Mapping[str, Any]) -> list[str]:
+    server = teacher["kind"] == "openai"
+    known = "cached" if server else "prefix"
+    rows = [["reading", "known", "to ask", "tokens in", f"of them {known}", "tokens out", "verified %", "time"]]
+    for name, row in reading["behaviors"].items():
+        cells = [name, _number(row["known"] + row["asked"] * bool(reading["asked_now"])), _number(row["to_ask"])]
+        if "tokens" in row:
+            tokens = row["tokens"]
+            shared = tokens["cached"] if server else row["prefix_tokens"]
+            cells += [_number(tokens["input"]), _number(shared), _number(tokens["output"])]
+            cells += [f"{100 * row['verified']:.0f} (of {row['asked']})", _between(row["seconds"])]
+        else:
+            cells += [""] * 5
+        rows.append(cells)
+    spent = reading["seconds"]
+    rows.append(["all", *[""] * 6, _between(spent)])
+    lines = [grid(rows)]
+    lines.append(
+        f"time: {duration(spent['once'])} until the teacher is ready, {duration(spent['text'])} for going through the "
+        "text; in brackets what sampling leaves open (95 %), at the speed that was seen"
+    )
+    if reading["asked_now"]:
+        lines.append(f"{reading['asked_now']} answers were asked for this; they are kept, and the run finds them")
+    else:
+        lines.append("nothing was asked: measured by an earlier plan (--again asks anew)")
+    if not reading["full"]:
+        lines.append(
+            f"the teacher was never full ({reading['at_once']} sentences at once): its speed then is an extrapolation; "
+            "--sentences asks more"
+        )
+    if not reading["counted"]:
+        lines.append("the server does not tell tokens: these are estimates")
+    if reading["retries"]:
+        lines.append(f"{reading['retries']} requests had to be repeated: fewer at once may be faster")
+    return lines
+
+
+def _prices(prices: Mapping[str, Any]) -> list[str]:
+    ways = {"as it is asked": prices, **({"batch interface": prices["batch"]} if "batch" in prices else {})}
+    rows = [[f"price, {prices['currency']}", "in", "out", "together"]]
+    for name, cost in ways.items():
+        together = f"{_money(cost['total'])} ± {_money(cost['off'])}"
+        rows.append([name, _money(cost["input"]), _money(cost["output"]), together])
+    lines = [grid(rows)]
+    if prices["sample"]:
+        lines.append(f"the answers that were asked for this cost {_money(prices['sample'])}")
+    return lines
+
+
+def _money(value: float) -> str:
+    return f"{value:,.2f}" if value >= 1 else f"{value:.4f}"
+
+
+def _training(training: Mapping[str, Any]) -> list[str]:
+    rows = [["training", "steps", "tokens", "time"]]
+    for name, arm in training["arms"].items():
+        if "steps" in arm:
+            least = "at most " if arm.get("at_most") else ""
+            took = duration(arm["seconds"]) if "seconds" in arm else "not measured"
+            rows.append([name, _number(arm["steps"]), least + _number(arm["tokens"]), took])
+    lines = [grid(rows)]
+    if costs := training["costs"]:
+        lines[-1] += f"\nall: {_between(training['seconds'])}"
+        lines.append(
+            f"measured: {duration(costs['start'])} to the first step, {duration(costs['step'])} a step, "
+            f"{duration(costs['checkpoint'])} a checkpoint, {duration(costs['end'])} to save at the end"
+        )
+    return lines
+
+
+def _disk(disk: Mapping[str, float]) -> list[str]:
+    told = ", ".join(f"{name.replace('_', ' ')} {_bytes(value)}" for name, value in disk.items())
+    return [f"disk: {told}; {_bytes(sum(disk.values()))} together at most"]

@@ -1,0 +1,83 @@
+"""Predicted seconds of a run against those of teachers whose rules the planner does not know."""
+
+from collections.abc import Callable
+
+import pytest
+
+from brd.plan.asking import sizes
+from brd.plan.timing import Call, InProcess, Slots, doubling
+from plan.simulated import Sentence, batch, sentences, server
+
+
+def split(count: int, at_once: int, seed: int) -> list[list[Sentence]]:
+    drawn = iter(sentences(count, seed))
+    return [[next(drawn) for _ in range(size)] for size in sizes(None, count, at_once)]
+
+
+def call(asked: list[Sentence], ends: list[float]) -> Call:
+    return Call(tuple(ends), tuple(s.own for s in asked), tuple(s.new for s in asked))
+
+
+STEPS: dict[str, Callable[[int, int], float]] = {
+    "bound by arithmetic": lambda decoding, joining: 0.005 + 0.0017 * (decoding + joining),
+    "bound by memory when nearly empty": lambda decoding, joining: max(0.04, 0.0017 * (decoding + joining)),
+    "an accelerator": lambda decoding, joining: 0.02 + 0.00002 * (decoding + joining),
+}
+
+
+@pytest.mark.parametrize("count", [380, 4000])
+@pytest.mark.parametrize("most", [32, 128])
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_a_teacher_in_this_process(step: Callable[[int, int], float], most: int, count: int) -> None:
+    calls = {}
+    for name, seed in (("ner", 1), ("qra", 2)):
+        calls[name] = [call(asked, batch(asked, most, step, 1.0)) for asked in split(count, most, seed)]
+    timing = InProcess(calls, most)
+    for name in calls:
+        actual = max(batch(sentences(count, 3), most, step, 1.0))
+        assert timing.predict(name, count).seconds == pytest.approx(actual, rel=0.15)
+
+
+SPEEDS: dict[str, Callable[[int], float]] = {
+    "never full": lambda requests: 10.0 * requests,
+    "full at once": lambda requests: 90.0,
+    "gains little": lambda requests: 200.0 * requests / (4 + requests),
+    "full at a third": lambda requests: min(10.0 * requests, 220.0),
+}
+
+
+@pytest.mark.parametrize("count", [380, 4000])
+@pytest.mark.parametrize("most", [16, 64])
+@pytest.mark.parametrize("speed", SPEEDS.values(), ids=SPEEDS)
+def test_a_server_whose_limit_is_found_by_trying(speed: Callable[[int], float], most: int, count: int) -> None:
+    limit = doubling(most)
+    calls: dict[str, list[Call]] = {}
+    done = 0
+    for name, seed in (("ner", 1), ("qra", 2)):
+        calls[name] = []
+        for asked in split(count, most, seed):
+            ends = server([s.new for s in asked], lambda n, before=done: limit(before + n), speed)
+            calls[name].append(call(asked, ends))
+            done += len(asked)
+    timing = Slots(calls, limit, most, cold=False)
+    work = [float(s.new) for s in sentences(2 * count, 3)]
+    actual = max(server(work[:count], limit, speed)) + max(server(work[count:], lambda _: most, speed))
+    predicted = timing.predict("ner", count).seconds + timing.predict("qra", count, count).seconds
+    assert predicted == pytest.approx(actual, rel=0.15)
+
+
+@pytest.mark.parametrize("count", [380, 4000])
+@pytest.mark.parametrize("speed", [SPEEDS["full at once"], SPEEDS["gains little"]])
+def test_slots_that_read_the_prefix_each_for_itself(speed: Callable[[int], float], count: int) -> None:
+    """llama.cpp: after the first two sentences two slots are warm, after the first call all of them."""
+    calls: dict[str, list[Call]] = {}
+    for name, seed in (("ner", 1), ("qra", 2)):
+        colds = (2, 30, 0)
+        calls[name] = [
+            call(asked, server([s.new for s in asked], lambda _: 32, speed, 40.0, cold))
+            for asked, cold in zip(split(count, 32, seed), colds, strict=True)
+        ]
+    timing = Slots(calls, lambda _: 32, 32, cold=True)
+    for name in calls:
+        actual = max(server([s.new for s in sentences(count, 3)], lambda _: 32, speed, 40.0, 32))
+        assert timing.predict(name, count).seconds == pytest.approx(actual, rel=0.15)
