@@ -8,7 +8,7 @@ from brd.embedded import file_sha256
 from brd.errors import BrdError
 from brd.experiment import Arm
 from brd.experiment import arm as arm_of
-from brd.reading.behavior import load_behaviors, prompt_hash
+from brd.reading.behavior import behaviors_of, is_own, prompts
 from brd.recipe import Recipe, changed
 from brd.run import RunFolder, fingerprint, provenance, read_json, write_json
 from brd.summary import evaluation_line, reading_lines
@@ -52,22 +52,21 @@ class Pipeline:
 
     def read_print(self) -> str:
         if self._read_print is None:
+            from brd.reading import own_behavior
             from brd.text import sources
 
             recipe = self.recipe
-            prompts = {
-                name: prompt_hash(b)
-                for name, b in load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars).items()
-            }
+            own = {Path(name).stem: own_behavior.stamp(Path(name)) for name in filter(is_own, recipe.reading.behaviors)}
             self._read_print = fingerprint(
                 "read",
-                recipe.text.model_dump(exclude={"source"}),
+                recipe.text.corpus(),
                 sources.fingerprint(recipe.text),
-                recipe.reading.model_dump(exclude={"shard_rows", "known", "floor", "floor_window"}),
+                recipe.reading.asking(),
                 recipe.teacher.answering(),
                 # A server's model is no file here, whatever its name.
                 [] if recipe.teacher.kind == "openai" else _model_stamp(recipe.teacher.model),
-                prompts,
+                prompts(behaviors_of(recipe.reading)),
+                *([own] if own else []),
             )
         return self._read_print
 
@@ -88,7 +87,7 @@ class Pipeline:
             "heal",
             self._start(),
             recipe.healing,
-            recipe.text.model_dump(exclude={"source"}),
+            recipe.text.corpus(),
             sources.fingerprint(recipe.text),
             recipe.composing.row_tokens,
             recipe.training.model_dump(include={"weight_decay", "rows_per_step", "micro_rows", "dtype", "compile"}),

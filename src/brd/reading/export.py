@@ -15,9 +15,10 @@ import numpy as np
 
 from brd import recipe as recipes
 from brd.errors import BrdError, nearest
-from brd.reading.behavior import Behavior, load_behaviors
-from brd.reading.reader import ReadParagraph, as_taught, iter_paragraphs, reading_names
-from brd.reading.store import Lookup, Reading, reading_key
+from brd.reading.behavior import Behaviors, load_behaviors
+from brd.reading.keys import Keys
+from brd.reading.reader import ReadParagraph, as_taught, iter_paragraphs
+from brd.reading.store import Lookup, Reading
 from brd.recipe import Recipe
 from brd.run import read_json
 
@@ -59,8 +60,10 @@ class ReadRun:
     def readings(self) -> Path:
         return self.path / "readings"
 
-    def behaviors(self, names: Iterable[str]) -> dict[str, Behavior]:
-        return load_behaviors(names, self.recipe.reading.exemplars)
+    def behaviors(self, names: Iterable[str]) -> Behaviors:
+        settings, wanted = self.recipe.reading, set(names)
+        entries = [entry for entry, name in zip(settings.behaviors, settings.names, strict=True) if name in wanted]
+        return load_behaviors(entries, settings.exemplars, settings.languages)
 
     def incomplete(self) -> BrdError:
         return BrdError(
@@ -88,7 +91,7 @@ def open_run(path: Path) -> ReadRun:
 
 def select(run: ReadRun, behaviors: str | None, part: str, verified_only: bool) -> Selection:
     """A selection by the words of the command line; BrdError for a behavior or a part that there is not."""
-    known = run.recipe.reading.behaviors
+    known = run.recipe.reading.names
     asked = known if behaviors is None else [name.strip() for name in behaviors.split(",") if name.strip()]
     for name in asked:
         if name not in known:
@@ -140,15 +143,15 @@ def _windows(
     run: ReadRun, selection: Selection
 ) -> Iterator[tuple[list[ReadParagraph], dict[tuple[int, int, str], str]]]:
     """Some paragraphs at a time, and the keys of their readings by place in the window, sentence and behavior."""
-    names = reading_names(run.recipe, run.readings, run.behaviors(selection.behaviors))
+    lookup = Keys(run.recipe, run.readings, run.behaviors(selection.behaviors))
     window: list[ReadParagraph] = []
     keys: dict[tuple[int, int, str], str] = {}
     for paragraph in iter_paragraphs(run.readings):
         if part(paragraph) not in selection.parts():
             continue
         for number in paragraph.readable:
-            for name, parts in names.items():
-                keys[len(window), number, name] = reading_key(*parts, paragraph.sentence(number))
+            for name in selection.behaviors:
+                keys[len(window), number, name] = lookup.of(name, paragraph.language, paragraph.sentence(number))
         window.append(paragraph)
         if len(keys) >= WINDOW:
             yield window, keys

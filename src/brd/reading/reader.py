@@ -12,8 +12,10 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from brd.errors import BrdError
-from brd.reading.behavior import Behavior, load_behaviors, prompt_hash
+from brd.reading.behavior import Behavior, behaviors_of, prompt_hash
 from brd.reading.floor import Floor
+from brd.reading.keys import Keys, judges
+from brd.reading.languages import language_code
 from brd.reading.store import (
     Reading,
     Store,
@@ -28,7 +30,7 @@ from brd.recipe import Recipe
 from brd.sections.text import Text
 from brd.teachers.teacher import Answer, Teacher
 from brd.text.sentences import Span, limit_broken, split
-from brd.text.sources import paragraphs
+from brd.text.sources import Paragraph, paragraphs
 
 # Sentences that are handed to the teacher at once: bounds memory, and is large against a batch.
 WINDOW = 8192
@@ -36,7 +38,8 @@ WINDOW = 8192
 
 @dataclass(frozen=True, slots=True)
 class ReadParagraph:
-    """A paragraph that was chosen for reading. ``readable`` numbers the sentences within the length limits."""
+    """A paragraph that was chosen for reading. ``readable`` numbers the sentences within the length limits;
+    ``language`` is the code of what it is written in."""
 
     document: str
     index: int
@@ -44,6 +47,7 @@ class ReadParagraph:
     held_out: bool
     spans: tuple[Span, ...]
     readable: tuple[int, ...]
+    language: str = ""
 
     def sentence(self, number: int) -> str:
         return self.text[self.spans[number].start : self.spans[number].end]
@@ -60,6 +64,29 @@ def part_of(document: str, text: Text) -> Part:
     return "healing" if place >= 1 - text.healing else "train"
 
 
+def language_of(paragraph: Paragraph, text: Text) -> str:
+    """The code of the language that a paragraph is in: as its record or file says, else as the recipe does.
+
+    Another way to know it (detection) belongs between these two.
+    """
+    return language_code(paragraph.language or text.language)
+
+
+def in_languages(recipe: Recipe, counts: Counter[str] | None = None) -> Iterator[tuple[Paragraph, str]]:
+    """The paragraphs of the corpus in the languages that are read (all of them where the recipe names none), each with
+    its own; ``counts`` is told of those in other languages."""
+    wanted = recipe.reading.languages
+    for paragraph in paragraphs(recipe.text):
+        code = language_of(paragraph, recipe.text)
+        if wanted is None or code in wanted:
+            yield paragraph, code
+        elif counts is not None:
+            counts["paragraphs_other_language"] += 1
+            # A field may hold anything; its first hundred different values tell what is wrong.
+            if (key := f"paragraphs_other_language_{code}") in counts or len(counts) < 100:
+                counts[key] += 1
+
+
 def choose(recipe: Recipe, counts: Counter[str]) -> Iterator[ReadParagraph]:
     """Whole paragraphs of the corpus, in order, until both parts have their number of sentences.
 
@@ -68,7 +95,7 @@ def choose(recipe: Recipe, counts: Counter[str]) -> Iterator[ReadParagraph]:
     settings, wanted = recipe.text, recipe.reading
     room = {False: wanted.sentences, True: wanted.held_out_sentences}
     documents: set[str] = set()
-    for paragraph in paragraphs(settings):
+    for paragraph, language in in_languages(recipe, counts):
         if paragraph.document not in documents:
             counts["documents_seen"] += 1
             documents.add(paragraph.document)
@@ -80,14 +107,18 @@ def choose(recipe: Recipe, counts: Counter[str]) -> Iterator[ReadParagraph]:
             if max(room.values()) <= 0:
                 return
             continue
-        spans = tuple(split(paragraph.text, settings.language))
+        # A recipe's own code stays as it is written: the splitter may know it better than we do.
+        known = paragraph.language or wanted.languages
+        spans = tuple(split(paragraph.text, language if known else settings.language))
         broken = [limit_broken(s, settings.min_characters, settings.max_characters) for s in spans]
         counts.update(f"sentences_{reason.replace(' ', '_')}" for reason in broken if reason)
         readable = tuple(number for number, reason in enumerate(broken) if not reason)
         counts[f"paragraphs_{part}"] += 1
         counts[f"sentences_{part}"] += len(readable)
+        if wanted.languages:
+            counts[f"sentences_{part}_{language}"] += len(readable)
         room[held_out] -= len(readable)
-        yield ReadParagraph(paragraph.document, paragraph.index, paragraph.text, held_out, spans, readable)
+        yield ReadParagraph(paragraph.document, paragraph.index, paragraph.text, held_out, spans, readable, language)
 
 
 def read(
@@ -103,15 +134,19 @@ def read(
         chosen = list(choose(recipe, counts))
         check_parts(recipe, counts)
         _save_paragraphs(folder, chosen)
-        behaviors = load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars)
+        behaviors = behaviors_of(recipe.reading)
         identity = teacher_hash(teacher)
         known = load_answers(map(Path, recipe.reading.known))
         (folder / "teacher.json").write_text(json.dumps({"hash": identity, **teacher.identity()}, indent=2) + "\n")
-        for behavior in behaviors.values():
-            _read_behavior(recipe, behavior, teacher, identity, known, chosen, store, counts, progress)
+        for name in behaviors:
+            # The sentences of one language together: they share their prompt.
+            for language, behavior in behaviors.each(name).items():
+                mine = [p for p in chosen if p.language == language] if language else chosen
+                _read_behavior(recipe, behavior, teacher, identity, known, mine, store, counts, progress)
+        judged_by = judges(behaviors)
 
         def judge(reading: Reading) -> Reading:
-            behavior = behaviors.get(reading.behavior)
+            behavior = judged_by(reading)
             return reading if behavior is None else _judged(reading, behavior, recipe)
 
         store.rejudge(judge)
@@ -141,7 +176,7 @@ def _read_behavior(
     if paid := [key for key in places if key in known]:
         store.append(_reading(key, *places.pop(key), behavior, known[key], identity, prompt, recipe) for key in paid)
     floor = _floor(recipe, behavior, (identity, prompt, limit), store)
-    counts[f"{behavior.name}_known_before"] = total - len(places)
+    counts[f"{behavior.name}_known_before"] += total - len(places)
     done = total - len(places)
     pending = iter(places.items())
     while window := list(itertools.islice(pending, WINDOW)):
@@ -222,6 +257,13 @@ def teacher_hash(teacher: Teacher) -> str:
 
 def check_parts(recipe: Recipe, counts: Counter[str]) -> None:
     seen = counts["documents_seen"]
+    if not seen and counts["paragraphs_other_language"]:
+        prefix = "paragraphs_other_language_"
+        others = ", ".join(sorted(key.removeprefix(prefix) for key in counts if key.startswith(prefix))[:10])
+        raise BrdError(
+            f"reading.languages: no text in {', '.join(recipe.reading.languages or [])} (the corpus has {others}); "
+            "text.language says what it is in, text.language_field and text.language_of where that differs"
+        )
     if not counts["sentences_train"]:
         raise BrdError(
             f"text: no sentence to read ({seen} documents, text.held_out {recipe.text.held_out}); "
@@ -243,6 +285,7 @@ _PARAGRAPHS = pa.schema(
         ("starts", pa.list_(pa.int32())),
         ("ends", pa.list_(pa.int32())),
         ("readable", pa.list_(pa.int32())),
+        ("language", pa.string()),
     ]
 )
 
@@ -256,6 +299,7 @@ def _save_paragraphs(folder: Path, chosen: list[ReadParagraph]) -> None:
         "starts": [[s.start for s in p.spans] for p in chosen],
         "ends": [[s.end for s in p.spans] for p in chosen],
         "readable": [list(p.readable) for p in chosen],
+        "language": [p.language for p in chosen],
     }
     write_table(pa.table(columns, schema=_PARAGRAPHS), folder / "paragraphs.parquet")
 
@@ -268,19 +312,11 @@ def load_paragraphs(folder: Path) -> list[ReadParagraph]:
 def iter_paragraphs(folder: Path) -> Iterator[ReadParagraph]:
     """The same, a few at a time in memory."""
     for table in read_pieces(folder / "paragraphs.parquet", 1024):
-        columns = [table[name].to_pylist() for name in _PARAGRAPHS.names]
-        for document, index, text, held_out, starts, ends, readable in zip(*columns, strict=True):
+        # Files of earlier versions say nothing of languages.
+        columns = [table[name].to_pylist() for name in _PARAGRAPHS.names if name in table.column_names]
+        for document, index, text, held_out, starts, ends, readable, *language in zip(*columns, strict=True):
             spans = tuple(Span(a, b) for a, b in zip(starts, ends, strict=True))
-            yield ReadParagraph(document, index, text, held_out, spans, tuple(readable))
-
-
-def reading_names(recipe: Recipe, folder: Path, behaviors: dict[str, Behavior]) -> dict[str, tuple[str, str, int]]:
-    """What ``reading_key`` takes beside the sentence, by behavior: of the teacher that read into the folder."""
-    identity = json.loads((folder / "teacher.json").read_text())["hash"]
-    return {
-        name: (identity, prompt_hash(b), min(b.max_new_tokens, recipe.teacher.max_new_tokens))
-        for name, b in behaviors.items()
-    }
+            yield ReadParagraph(document, index, text, held_out, spans, tuple(readable), *language)
 
 
 class Readings:
@@ -288,18 +324,19 @@ class Readings:
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.paragraphs = load_paragraphs(folder)
-        self.behaviors = load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars)
-        self._names = reading_names(recipe, folder, self.behaviors)
+        self.behaviors = behaviors_of(recipe.reading)
+        self._keys = Keys(recipe, folder, self.behaviors)
         keys = (
-            reading_key(*name, p.sentence(n))
+            self._keys.of(name, p.language, p.sentence(n))
             for p in self.paragraphs
             for n in p.readable
-            for name in self._names.values()
+            for name in self.behaviors
         )
         self._found = load(folder, keys)
 
-    def get(self, behavior: str, sentence: str) -> Reading | None:
-        return self._found.get(reading_key(*self._names[behavior], sentence))
+    def get(self, behavior: str, sentence: str, language: str = "") -> Reading | None:
+        """The reading of a sentence; ``language`` (a code) where the recipe names those that are read."""
+        return self._found.get(self._keys.of(behavior, language, sentence))
 
     def all(self, held_out: bool) -> Iterator[tuple[ReadParagraph, int, Reading]]:
         """Every reading of one part with its place, in the order of the corpus and of the behaviors."""
@@ -307,7 +344,7 @@ class Readings:
             if paragraph.held_out == held_out:
                 for number in paragraph.readable:
                     for name in self.behaviors:
-                        if reading := self.get(name, paragraph.sentence(number)):
+                        if reading := self.get(name, paragraph.sentence(number), paragraph.language):
                             yield paragraph, number, reading
 
 

@@ -1,6 +1,6 @@
 """The section ``text`` of a recipe."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,10 @@ class Text(Section):
     ``order`` shuffled takes the paragraphs of all sources in an order of their hashes, so that a part of the corpus
     has something of every source; the whole corpus is then held in memory. ``held_out`` and ``healing`` are shares of
     the documents that no arm trains on: for the tests of reading, and for healing the student beforehand.
+
+    What a text is written in is said, in this order, by the field ``language_field`` of its record, by the first
+    pattern of ``language_of`` that its file's name matches (as documents are named; ``hub:NAME`` of a Hub dataset), and
+    by ``language``.
     """
 
     source: str | list[str] = "passages"
@@ -23,8 +27,16 @@ class Text(Section):
     revision: str | None = None
     encoding_errors: Literal["strict", "replace"] = "strict"
     language: str = "en"
+    language_field: str | None = None
+    language_of: dict[str, str] = {}
     min_characters: Positive = 15
     max_characters: Positive = 400
     order: Literal["corpus", "shuffled"] = "corpus"
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     healing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    def corpus(self) -> dict[str, Any]:
+        """The keys that can change what is read but for the source, for fingerprints; keys that older recipes did not
+        have only where they are used."""
+        unused = {key for key in ("language_field", "language_of") if not getattr(self, key)}
+        return self.model_dump(exclude={"source"} | unused)

@@ -18,6 +18,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -45,11 +46,15 @@ _REPLACE_HINT = "set text.encoding_errors: replace"
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """``document`` names the source text (book, article) independently of the machine; ``index`` counts within it."""
+    """``document`` names the source text (book, article) independently of the machine; ``index`` counts within it.
+
+    ``language`` is what its record or file says of it, as written there; empty where nothing does.
+    """
 
     document: str
     index: int
     text: str
+    language: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,38 +183,51 @@ def _supported() -> str:
 
 
 def _local(settings: Text, file: _File) -> Iterator[Paragraph]:
-    kind = _format(file.path)
+    kind, language = _format(file.path), _language_of(settings, file.name)
     if kind == ".txt":
         lines = (line for _, line in _lines(file.path, settings.encoding_errors))
-        yield from _line_layout(file.name, lines) if file.layout == "line" else _blocks(file.name, lines)
+        layout = _line_layout if file.layout == "line" else _blocks
+        yield from layout(file.name, lines, language)
     else:
         records = _jsonl(file.path, settings) if kind == ".jsonl" else _parquet(file.path, settings)
-        for number, text in records:
-            yield from _record(f"{file.name}#{number}", text, file.layout)
+        for number, text, said in records:
+            yield from _record(f"{file.name}#{number}", text, file.layout, said or language)
 
 
-def _record(document: str, text: str, layout: str) -> Iterator[Paragraph]:
+def _language_of(settings: Text, name: str) -> str:
+    """The language of the first pattern that matches a file's name, as documents are named (not a machine's path)."""
+    return next((code for pattern, code in settings.language_of.items() if fnmatchcase(name, pattern)), "")
+
+
+def _language_said(value: Any, where: str, settings: Text) -> str:
+    """The language in a record's field; null where it is not known."""
+    if not isinstance(value, str | None):
+        raise BrdError(f"{where}: field {settings.language_field!r} should be the code of a language, such as de")
+    return value or ""
+
+
+def _record(document: str, text: str, layout: str, language: str) -> Iterator[Paragraph]:
     """A record's text is one document, whatever the layout."""
     lines = text.replace("\r\n", "\n").split("\n")
     if layout == "blank_line":
-        yield from _blocks(document, lines)
+        yield from _blocks(document, lines, language)
     else:
         kept = (line for line in lines if line.strip())
-        yield from (Paragraph(document, index, line) for index, line in enumerate(kept))
+        yield from (Paragraph(document, index, line, language) for index, line in enumerate(kept))
 
 
-def _line_layout(name: str, lines: Iterable[str]) -> Iterator[Paragraph]:
+def _line_layout(name: str, lines: Iterable[str], language: str) -> Iterator[Paragraph]:
     """CC-100's layout: a paragraph a line, a blank line between documents."""
     document = index = 0
     for line in lines:
         if line.strip():
-            yield Paragraph(f"{name}#{document}", index, line)
+            yield Paragraph(f"{name}#{document}", index, line, language)
             index += 1
         elif index:
             document, index = document + 1, 0
 
 
-def _blocks(document: str, lines: Iterable[str]) -> Iterator[Paragraph]:
+def _blocks(document: str, lines: Iterable[str], language: str) -> Iterator[Paragraph]:
     """Paragraphs between blank lines; line breaks inside a paragraph stay."""
     block: list[str] = []
     index = 0
@@ -217,10 +235,10 @@ def _blocks(document: str, lines: Iterable[str]) -> Iterator[Paragraph]:
         if line.strip():
             block.append(line)
         elif block:
-            yield Paragraph(document, index, "\n".join(block))
+            yield Paragraph(document, index, "\n".join(block), language)
             index, block = index + 1, []
     if block:
-        yield Paragraph(document, index, "\n".join(block))
+        yield Paragraph(document, index, "\n".join(block), language)
 
 
 def _lines(path: Path, errors: str) -> Iterator[tuple[int, str]]:
@@ -303,9 +321,9 @@ def _members(raw: IO[bytes], start: Callable[[], Any], padding: bytes = b"") -> 
         raise EOFError
 
 
-def _jsonl(path: Path, settings: Text) -> Iterator[tuple[int, str]]:
-    """Numbered texts of a JSON lines file (the first record is 0)."""
-    field = settings.field
+def _jsonl(path: Path, settings: Text) -> Iterator[tuple[int, str, str]]:
+    """Numbered texts of a JSON lines file (the first record is 0), with the languages that the records say."""
+    field, language_field = settings.field, settings.language_field
     record_number = 0
     for number, line in _lines(path, settings.encoding_errors):
         if not line.strip():
@@ -329,12 +347,20 @@ def _jsonl(path: Path, settings: Text) -> Iterator[tuple[int, str]]:
                     f"{path}:{number}: field {field!r} has half a surrogate pair; mend it, or {_REPLACE_HINT}"
                 )
             text = _SURROGATE.sub("\ufffd", text)
-        yield record_number, text
+        said = ""
+        if language_field is not None:
+            if language_field not in record:
+                raise BrdError(
+                    f"{path}:{number}: field {language_field!r} is missing (there are {', '.join(map(repr, record))}); "
+                    "text.language_field names the one with the language, which may be null"
+                )
+            said = _language_said(record[language_field], f"{path}:{number}", settings)
+        yield record_number, text, said
         record_number += 1
 
 
-def _parquet(path: Path, settings: Text) -> Iterator[tuple[int, str]]:
-    """Numbered texts of a Parquet file; a compressed one is unpacked to a temporary file first."""
+def _parquet(path: Path, settings: Text) -> Iterator[tuple[int, str, str]]:
+    """The same of a Parquet file; a compressed one is unpacked to a temporary file first."""
     import pyarrow as pa
 
     try:
@@ -351,20 +377,22 @@ def _parquet(path: Path, settings: Text) -> Iterator[tuple[int, str]]:
         raise BrdError(f"{path}: not a Parquet file, or damaged ({reason[:200]})") from None
 
 
-def _rows(path: Path, unpacked: Path, settings: Text) -> Iterator[tuple[int, str]]:
+def _rows(path: Path, unpacked: Path, settings: Text) -> Iterator[tuple[int, str, str]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     field = settings.field
     with pq.ParquetFile(unpacked) as file:
-        if field not in file.schema_arrow.names:
-            names = ", ".join(file.schema_arrow.names)
-            raise BrdError(
-                f"{path}: has no column {field!r} (there are {names}); text.field names the one with the text"
-            )
+        columns = {"field": field} | ({"language_field": settings.language_field} if settings.language_field else {})
+        for key, name in columns.items():
+            if name not in file.schema_arrow.names:
+                names, what = ", ".join(file.schema_arrow.names), "text" if key == "field" else "language"
+                raise BrdError(
+                    f"{path}: has no column {name!r} (there are {names}); text.{key} names the one with the {what}"
+                )
         number = 0
-        for batch in file.iter_batches(batch_size=1024, columns=[field]):
-            column = batch.column(0)
+        for batch in file.iter_batches(batch_size=1024, columns=list(dict.fromkeys(columns.values()))):
+            column = batch.column(field)
             try:
                 texts = column.to_pylist()
             except UnicodeDecodeError:
@@ -373,10 +401,11 @@ def _rows(path: Path, unpacked: Path, settings: Text) -> Iterator[tuple[int, str
                     None if value is None else _decoded(value, f"{path}: row {row}", settings)
                     for row, value in enumerate(raw, number)
                 ]
-            for text in texts:
+            said = batch.column(settings.language_field).to_pylist() if settings.language_field else [""] * len(texts)
+            for text, language in zip(texts, said, strict=True):
                 if not isinstance(text, str):
                     raise BrdError(f"{path}: row {number}: column {field!r} is not text")
-                yield number, text
+                yield number, text, _language_said(language, f"{path}: row {number}", settings)
                 number += 1
 
 
@@ -401,7 +430,10 @@ def _hub(settings: Text, source: str) -> Iterator[Paragraph]:
                     f"{source}: record {number} has no text in field {settings.field!r} (there are "
                     f"{', '.join(record)}); text.field names the one with the text"
                 )
-            yield from _record(f"{name}#{number}", text, settings.layout)
+            said = ""
+            if settings.language_field is not None:
+                said = _language_said(record.get(settings.language_field), f"{source}: record {number}", settings)
+            yield from _record(f"{name}#{number}", text, settings.layout, said or _language_of(settings, source))
     except BrdError:
         raise
     except Exception as error:
