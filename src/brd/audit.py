@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from brd.console import Console
 from brd.errors import BrdError
 from brd.evaluation.tables import grid, interval, percent
-from brd.reading.behavior import load_behaviors, one_line
+from brd.reading.behavior import behaviors_of, one_line
 from brd.recipe import Recipe, load
 from brd.run import read_json, write_json
 
@@ -66,7 +66,7 @@ def annotations(recipe: Recipe, entities: Path | None, answers: Path | None, lim
         return {}
     from brd.evaluation import gold
 
-    behaviors = recipe.reading.behaviors
+    behaviors = recipe.reading.names
     for path, option, name in ((entities, "--entities", "ner"), (answers, "--answers", "qra")):
         if path is not None and name not in behaviors:
             raise BrdError(f"{option}: this run does not read with {name} (reading.behaviors: {', '.join(behaviors)})")
@@ -85,7 +85,7 @@ def against_gold(recipe: Recipe, folder: Path, asked: Mapping[str, Annotated]) -
     from brd.reading.reader import teacher_hash
     from brd.teachers import LazyTeacher
 
-    behaviors = load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars)
+    behaviors = behaviors_of(recipe.reading)
     found: dict[str, Any] = read_json(folder / "audit.json")
     how: dict[str, Any] = {"separator": recipe.composing.separator, "prompted": True}
     teacher = LazyTeacher(recipe.teacher)
@@ -138,7 +138,8 @@ def _behavior(name: str, found: Mapping[str, Any]) -> list[str]:
     columns = {"well formed": "well_formed", "verified": "verified", "grounded": "grounded", "empty": "empty"}
     rows = [[name, "asked", *(f"{label} %" for label in columns), "parts", "verified %"]]
     by_length = [(f"  {row['words']} words", row) for row in found["by_length"] if row["asked"]]
-    for label, counts in [("all sentences", found), *by_length]:
+    by_language = [(f"  in {shown(row['language'])}", row) for row in found.get("by_language", ()) if row["asked"]]
+    for label, counts in [("all sentences", found), *by_language, *by_length]:
         shares = [_share(counts[key], counts["asked"]) for key in columns.values()]
         rows.append([label, str(counts["asked"]), *shares, str(counts["parts"]), _parts(counts)])
     lines = [grid(rows)]

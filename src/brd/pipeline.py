@@ -8,7 +8,7 @@ from brd.embedded import file_sha256
 from brd.errors import BrdError
 from brd.experiment import Arm
 from brd.experiment import arm as arm_of
-from brd.reading.behavior import load_behaviors, prompt_hash
+from brd.reading.behavior import behaviors_of, is_own, prompts
 from brd.recipe import Recipe, changed
 from brd.recipe_corpus import corpus_parts, open_corpus
 from brd.run import RunFolder, fingerprint, provenance, read_json, write_json
@@ -54,19 +54,19 @@ class Pipeline:
 
     def read_print(self) -> str:
         if self._read_print is None:
+            from brd.reading import own_behavior
+
             recipe = self.recipe
-            prompts = {
-                name: prompt_hash(b)
-                for name, b in load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars).items()
-            }
+            own = {Path(name).stem: own_behavior.stamp(Path(name)) for name in filter(is_own, recipe.reading.behaviors)}
             self._read_print = fingerprint(
                 "read",
                 *corpus_parts(recipe),
-                recipe.reading.model_dump(exclude={"shard_rows", "known", "floor", "floor_window"}),
+                recipe.reading.asking(),
                 recipe.teacher.answering(),
                 # A model elsewhere is no file here, whatever its name.
                 [] if recipe.teacher.named else _model_stamp(recipe.teacher.model),
-                prompts,
+                prompts(behaviors_of(recipe.reading)),
+                *([own] if own else []),
             )
         return self._read_print
 

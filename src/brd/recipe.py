@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from brd.errors import BrdError
+from brd.reading.behavior import BEHAVIORS, is_own
 from brd.sections.composing import Composing
 from brd.sections.evaluation import Evaluation
 from brd.sections.reading import Reading
-from brd.sections.section import Section
+from brd.sections.section import Section, all_known
 from brd.sections.teacher import Teacher
 from brd.sections.text import Text
 from brd.sections.training import Healing, Student, Training
@@ -49,6 +51,19 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     variants: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*$")], Variant] = {}
     arms: Annotated[list[str], Field(min_length=1, validate_default=True)] = ["base", "further", "brd"]
+
+    @field_validator("composing")
+    @classmethod
+    def _of_known_parts(cls, composing: Composing, info: Any) -> Composing:
+        # The recipe's own behaviors are known here only; the error is of the key below.
+        own = info.data["reading"].names if "reading" in info.data else list(composing.mix)
+        try:
+            all_known("part of the mix", list(composing.mix), ("original", *dict.fromkeys([*BEHAVIORS, *own])))
+        except ValueError as error:
+            problem = PydanticCustomError("unknown_part", "{problem}", {"problem": str(error)})
+            details = InitErrorDetails(type=problem, loc=("mix",), input=composing.mix)
+            raise ValidationError.from_exception_data("composing", [details]) from None
+        return composing
 
     @field_validator("variants")
     @classmethod
@@ -189,6 +204,7 @@ def _absolute(recipe: Recipe, folder: Path, overridden: set[str]) -> Recipe:
 
     known = [anchor("reading.known", path) for path in recipe.reading.known]
     spare = recipe.text.filters.spare
+    behaviors = [anchor("reading.behaviors", name) if is_own(name) else name for name in recipe.reading.behaviors]
     teacher, bundle = recipe.teacher, recipe.teacher.server.ca_bundle
     return changed(
         recipe,
@@ -196,6 +212,7 @@ def _absolute(recipe: Recipe, folder: Path, overridden: set[str]) -> Recipe:
             "text.source": sources,
             "text.filters.spare": spare and anchor("text.filters.spare", spare),
             "reading.known": known,
+            "reading.behaviors": behaviors,
             # The names of models elsewhere are no paths here.
             "teacher.model": teacher.model if teacher.named else model("teacher.model", teacher.model),
             "teacher.server.ca_bundle": bundle and anchor("teacher.server.ca_bundle", bundle),

@@ -505,7 +505,7 @@ json_like = st.recursive(
 
 @given(st.lists(st.binary(max_size=40) | json_like.map(lambda value: json.dumps(value).encode()), max_size=5))
 def test_any_line_is_an_answer_a_refusal_or_nothing(found: list[bytes]) -> None:
-    asked = {k: Question(k, "ner", "d", 0, 0, 0, 1, "A.", "Sentence: A.") for k in ("a", "b")}
+    asked = {k: Question(k, "ner", "p", "d", 0, 0, 0, 1, "A.", "Sentence: A.") for k in ("a", "b")}
 
     def read(reply: Any, suffix: str) -> Answer:
         if reply is None:

@@ -168,7 +168,7 @@ def test_any_text_comes_back_from_a_line(name: str, raw: str, before: str, finis
         selection = to.Selection((name,), "train", verified_only)
         with pytest.MonkeyPatch.context() as patch:
             # Loading them anew a hundred times takes seconds.
-            patch.setattr(to, "load_behaviors", lambda names, _: {name: BEHAVIORS[name] for name in names})
+            patch.setattr(to, "load_behaviors", lambda names, *_: {name: BEHAVIORS[name] for name in names})
             talk = list(to.conversations(run, [(paragraph, {(0, name): reading})], selection, "sentence", Counter()))
         said = [json.loads(to.as_line(one))["messages"] for one in talk]
         if reading.verdict == "verified":

@@ -99,13 +99,13 @@ def test_questions_are_those_that_the_reader_asks(tmp_path: Path) -> None:
 
     read(recipe, tmp_path / "other" / "readings", Teacher())  # type: ignore[arg-type]
     told = json.loads((job.folder / "job.json").read_text())
-    prompts = [told["prompts"][row["behavior"]]["prefix"] + row["suffix"] for row in rows]
+    prompts = [told["prompts"][row["prompt_hash"]]["prefix"] + row["suffix"] for row in rows]
     assert sorted(prompts) == sorted(asked)
     theirs = {reading.key: reading for part in every(tmp_path / "other" / "readings") for reading in part}
     assert {row["key"] for row in rows} == set(theirs)
     for row in rows:
         found = theirs[row["key"]]
-        names = ("document", "paragraph", "sentence", "start", "end", "text", "behavior")
+        names = ("document", "paragraph", "sentence", "start", "end", "text", "behavior", "prompt_hash")
         assert [row[name] for name in names] == [getattr(found, name) for name in names]
 
 
@@ -314,8 +314,8 @@ def test_a_template_that_begins_with_bos_does_not_get_another_one(tmp_path: Path
         settings = Settings.model_validate(
             {"kind": "vllm", "model": "m", "chat_template": True, "cluster": {"weights": str(tmp_path / str(adds))}}
         )
-        before, _ = ray_data._stages(settings, {"ner": ray_data.Shared("Do.\n\nA.\nE: none\n\n", ("\n",), 5)})
-        prompt = before({"behavior": "ner", "suffix": "B.\nE:"})["prompt"]
+        before, _ = ray_data._stages(settings, {"a": ray_data.Shared("Do.\n\nA.\nE: none\n\n", ("\n",), 5)})
+        prompt = before({"prompt_hash": "a", "suffix": "B.\nE:"})["prompt"]
         assert prompt == ("" if adds else "<s>") + "[Do.][A.][E: none][B.]E:"
 
 
@@ -408,7 +408,7 @@ def test_killed_in_the_middle_it_goes_on_with_the_shards_that_are_missing(
     assert "80 new questions; 10 of 10 shards are to be read" in done.stdout
     job = shards.open_job(folder)
     prompts = {
-        job.shared[row["behavior"]].prefix + row["suffix"]: source.name
+        job.shared[row["prompt_hash"]].prefix + row["suffix"]: source.name
         for source in job.inputs()
         for row in pq.read_table(source).to_pylist()
     }

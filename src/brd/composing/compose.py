@@ -9,7 +9,7 @@ from brd.composing.documents import check_separator, lessons, taught
 from brd.composing.packing import encode, pack
 from brd.errors import BrdError
 from brd.experiment import Data
-from brd.reading.reader import Readings, part_of
+from brd.reading.reader import Readings, in_languages, part_of
 from brd.recipe import Recipe
 from brd.text.corpus import Corpus
 
@@ -58,7 +58,7 @@ def compose_original(
 
     def texts() -> Iterator[str]:
         nonlocal fresh
-        for paragraph in corpus or Corpus(recipe.text):
+        for paragraph, _ in in_languages(recipe, corpus):
             train = part_of(paragraph.document, recipe.text) == "train"
             if train and (paragraph.document, paragraph.index) not in read:
                 fresh += 1

@@ -60,36 +60,39 @@ def answer_of(
     """
     if number not in paragraph.readable:
         return None
-    return _rendered(readings, behavior, paragraph.sentence(number), settings)
+    return _rendered(readings, behavior, paragraph.sentence(number), paragraph.language, settings)
 
 
-def _rendered(readings: Readings, behavior: str, sentence: str, settings: Composing) -> str | None:
-    reading = readings.get(behavior, sentence)
+def _rendered(readings: Readings, behavior: str, sentence: str, language: str, settings: Composing) -> str | None:
+    reading = readings.get(behavior, sentence, language)
     return None if reading is None else as_taught(readings.behaviors[behavior], reading, settings.verified_only)
 
 
 def shuffled_answers(recipe: Recipe, readings: Readings) -> AnswerOf:
-    """Every sentence that has a usable reading gets that of another sentence, each reading once (control arm).
+    """Every sentence that has a usable reading gets that of another one in its language, each once (control arm).
 
     What is then taught has the same readings, of the same lengths, in the same number of places.
     """
     settings = recipe.composing
-    given: dict[tuple[str, str], str] = {}
+    given: dict[tuple[str, tuple[str, str]], str] = {}
+    places = list(dict.fromkeys((p.sentence(n), p.language) for p in taught(recipe, readings) for n in p.readable))
     for name in readings.behaviors:
-        sentences = list(dict.fromkeys(p.sentence(n) for p in taught(recipe, readings) for n in p.readable))
-        own = {s: said for s in sentences if (said := _rendered(readings, name, s, settings)) is not None}
-        # In a ring where equal readings ("none") lie together, taking from as far on as the largest such group is long
-        # leaves nobody with a reading that says what its own said, unless most say the same.
         drawn = random.Random(f"shuffle {name} {recipe.seed}")
-        groups: dict[str, list[str]] = {}
-        for sentence in drawn.sample(list(own), len(own)):
-            groups.setdefault(own[sentence], []).append(sentence)
-        order = [sentence for group in drawn.sample(list(groups.values()), len(groups)) for sentence in group]
-        step = max(map(len, groups.values()), default=0)
-        given.update({(name, sentence): own[order[(n + step) % len(order)]] for n, sentence in enumerate(order)})
+        for code in readings.behaviors.each(name):
+            mine = [place for place in places if code in ("", place[1])]
+            own = {place: said for place in mine if (said := _rendered(readings, name, *place, settings)) is not None}
+            # In a ring where equal readings ("none") lie together, taking from as far on as the largest such group is
+            # long leaves nobody with a reading that says what its own said, unless most say the same.
+            groups: dict[str, list[tuple[str, str]]] = {}
+            for place in drawn.sample(list(own), len(own)):
+                groups.setdefault(own[place], []).append(place)
+            order = [place for group in drawn.sample(list(groups.values()), len(groups)) for place in group]
+            step = max(map(len, groups.values()), default=0)
+            given.update({(name, place): own[order[(n + step) % len(order)]] for n, place in enumerate(order)})
 
     def answer(behavior: str, paragraph: ReadParagraph, number: int) -> str | None:
-        return given.get((behavior, paragraph.sentence(number))) if number in paragraph.readable else None
+        place = (paragraph.sentence(number), paragraph.language)
+        return given.get((behavior, place)) if number in paragraph.readable else None
 
     return answer
 

@@ -7,7 +7,7 @@ from typing import Any
 from brd.composing.documents import Lesson, check_separator, lessons
 from brd.experiment import arm
 from brd.reading.export import Level, ReadRun
-from brd.reading.reader import Readings
+from brd.reading.reader import Readings, ReadParagraph
 from brd.recipe import changed
 
 
@@ -22,7 +22,7 @@ class Lessons:
         self, run: ReadRun, behaviors: tuple[str, ...], level: Level | None = None, verified_only: bool | None = None
     ) -> None:
         overrides: dict[str, Any] = dict(arm(run.recipe, "brd").overrides)
-        overrides |= {f"composing.mix.{name}": 0.0 for name in run.recipe.reading.behaviors if name not in behaviors}
+        overrides |= {f"composing.mix.{name}": 0.0 for name in run.recipe.reading.names if name not in behaviors}
         if level is not None:
             overrides["composing.level"] = level
         if verified_only is not None:
@@ -32,8 +32,11 @@ class Lessons:
         check_separator(self._recipe, self._readings)
         for paragraph in self._readings.paragraphs:
             for number in paragraph.readable:
-                if any(self._readings.get(name, paragraph.sentence(number)) is None for name in behaviors):
+                if any(self._missing(name, paragraph, number) for name in behaviors):
                     raise run.incomplete()
+
+    def _missing(self, behavior: str, paragraph: ReadParagraph, number: int) -> bool:
+        return self._readings.get(behavior, paragraph.sentence(number), paragraph.language) is None
 
     def records(self, held_out: bool, counts: Counter[str]) -> Iterator[dict[str, str]]:
         """One record a lesson; ``counts`` is told of lessons by their part and of readings."""

@@ -21,7 +21,7 @@ from brd.errors import BrdError
 from brd.evaluation.reading_skill import write_readings
 from brd.evaluation.statistics import DRAWS, Floats
 from brd.reading.behavior import Behavior, one_line
-from brd.reading.qra import word_f1
+from brd.reading.languages import load_language, word_f1
 from brd.teachers.teacher import Teacher
 from brd.text import sentences
 
@@ -180,12 +180,14 @@ def answer_figures(
     """
     asked = [(g.sentence, behavior.given({"question": g.question}) or "") for g in gold]
     written = write_readings(engine, behavior, asked, separator, prompted)
+    # As in SQuAD, whose articles are English in other languages' files too.
+    english = load_language("en")
     sums: dict[str, list[float]] = {}
     exact = 0
     for item, (raw, _) in zip(gold, written, strict=True):
         answer = raw.strip().split("\n")[0]
         total = sums.setdefault(item.sentence, [0.0, 0.0])
-        total[0] += max(word_f1(answer, wanted) for wanted in item.answers)
+        total[0] += max(word_f1(answer, wanted, english) for wanted in item.answers)
         total[1] += 1
         exact += any(_normal(answer) == _normal(wanted) for wanted in item.answers)
     parts = np.array(list(sums.values()), dtype=np.float64).reshape(-1, 2)

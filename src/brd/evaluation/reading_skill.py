@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from brd.composing.documents import Lesson, lessons
-from brd.reading.behavior import Behavior
+from brd.reading.behavior import Behavior, Judgement
 from brd.reading.reader import Readings
 from brd.recipe import Recipe, changed
 from brd.teachers.shared_prefix import SharedPrefix
@@ -41,7 +41,7 @@ def reading_skill(recipe: Recipe, readings: Readings, model: Any, tokenizer: Any
     prompted = None
     if recipe.evaluation.reading_prompted:
         prompted = _figures(recipe, readings, engine, prompted=True)
-        totals = {name: _prompted_loss(recipe, readings, model, tokenizer, b) for name, b in readings.behaviors.items()}
+        totals = {name: _prompted_loss(recipe, readings, model, tokenizer, name) for name in readings.behaviors}
         for name, (loss, _) in totals.items():
             prompted["behaviors"][name]["loss"] = loss
         prompted["loss"] = _pooled(totals)
@@ -50,43 +50,59 @@ def reading_skill(recipe: Recipe, readings: Readings, model: Any, tokenizer: Any
     return {"reading": plain, "reading_prompted": prompted}
 
 
-def _sentences(recipe: Recipe, readings: Readings) -> list[str]:
-    """The held-out sentences that students read: the first ones, each once."""
-    found: dict[str, None] = {}
+def _sentences(recipe: Recipe, readings: Readings) -> list[tuple[str, str]]:
+    """The held-out sentences that students read, with their languages where these are told apart: the first ones, each
+    once."""
+    found: dict[tuple[str, str], None] = {}
     for paragraph in readings.paragraphs:
         if paragraph.held_out:
-            found.update(dict.fromkeys(paragraph.sentence(n) for n in paragraph.readable))
+            code = paragraph.language if readings.behaviors.languages else ""
+            found.update(dict.fromkeys((paragraph.sentence(n), code) for n in paragraph.readable))
     return list(found)[: recipe.evaluation.reading_sentences]
 
 
 def _figures(recipe: Recipe, readings: Readings, engine: SharedPrefix, prompted: bool) -> dict[str, Any]:
     """Shares of well-formed and verified readings that the student writes by itself, empty ones and distinct questions
-    apart, and its agreement with the teacher's verified readings (entity F1, answer F1)."""
-    sentences, separator = _sentences(recipe, readings), recipe.composing.separator
+    apart, and its agreement with the teacher's verified readings (entity F1, answer F1; over several languages the
+    mean, weighted by the number of readings)."""
+    places, separator = _sentences(recipe, readings), recipe.composing.separator
     out: dict[str, Any] = {"behaviors": {}}
-    for name, behavior in readings.behaviors.items():
-        written = write_readings(engine, behavior, [(s, "") for s in sentences], separator, prompted)
-        judged = [behavior.judge(text, s, finished=ok) for s, (text, ok) in zip(sentences, written, strict=True)]
+    for name, first in readings.behaviors.items():
+        judged: list[Judgement] = []
+        agreements: list[tuple[float, int]] = []
+        empty = 0
+        for code, behavior in readings.behaviors.each(name).items():
+            sentences = [sentence for sentence, language in places if language == code]
+            written = write_readings(engine, behavior, [(s, "") for s in sentences], separator, prompted)
+            mine = [behavior.judge(text, s, finished=ok) for s, (text, ok) in zip(sentences, written, strict=True)]
+            judged += mine
+            empty += sum(behavior.is_empty(j.content) for j in mine if j.verdict == "verified" and j.content)
+            asked = [
+                (s, r) for s in sentences if (r := _verified(readings, name, s, code)) and behavior.given(r) is not None
+            ]
+            if any(behavior.given(r) for _, r in asked):
+                given = [(s, behavior.given(r) or "") for s, r in asked]
+                answers = write_readings(engine, behavior, given, separator, prompted)
+            else:
+                by_sentence = dict(zip(sentences, written, strict=True))
+                answers = [by_sentence[s] for s, _ in asked]
+            pairs = [(text, r) for (text, _), (_, r) in zip(answers, asked, strict=True)]
+            if (agreement := behavior.agreement(pairs)) is not None:
+                agreements.append((agreement, len(pairs)))
         verified = [j for j in judged if j.verdict == "verified" and j.content is not None]
-        n = len(sentences)
+        n = len(places)
         figures: dict[str, Any] = {
             "n": n,
             "well_formed": sum(j.verdict != "malformed" for j in judged) / n,
             "verified": len(verified) / n,
-            "empty": sum(behavior.is_empty(j.content) for j in verified if j.content) / n,
+            "empty": empty / n,
         }
         if name == "qra":
             figures["distinct_questions"] = len({j.content["question"].lower() for j in verified if j.content})
-        asked = [(s, r) for s in sentences if (r := _verified(readings, name, s)) and behavior.given(r) is not None]
-        if any(behavior.given(r) for _, r in asked):
-            given = [(s, behavior.given(r) or "") for s, r in asked]
-            answers = write_readings(engine, behavior, given, separator, prompted)
-        else:
-            by_sentence = dict(zip(sentences, written, strict=True))
-            answers = [by_sentence[s] for s, _ in asked]
-        pairs = [(text, r) for (text, _), (_, r) in zip(answers, asked, strict=True)]
-        figures[behavior.skill] = out[behavior.skill] = behavior.agreement(pairs)
-        figures["n_agreement"] = len(pairs)
+        total = sum(count for _, count in agreements)
+        weighted = sum(agreement * (count / total) for agreement, count in agreements) if total else None
+        figures[first.skill] = out[first.skill] = weighted
+        figures["n_agreement"] = total
         out["behaviors"][name] = figures
     for share in ("well_formed", "verified"):
         out[share] = sum(f[share] for f in out["behaviors"].values()) / len(out["behaviors"])
@@ -110,8 +126,8 @@ def write_readings(
     return [(answers[n].text, answers[n].finished) for n in range(len(prompts))]
 
 
-def _verified(readings: Readings, behavior: str, sentence: str) -> dict[str, Any] | None:
-    reading = readings.get(behavior, sentence)
+def _verified(readings: Readings, behavior: str, sentence: str, language: str) -> dict[str, Any] | None:
+    reading = readings.get(behavior, sentence, language)
     return reading.parsed() if reading and reading.verdict == "verified" else None
 
 
@@ -164,24 +180,24 @@ def _token_losses(model: Any, ids: torch.Tensor, cache: Any = None) -> torch.Ten
 
 @torch.inference_mode()
 def _prompted_loss(
-    recipe: Recipe, readings: Readings, model: Any, tokenizer: Any, behavior: Behavior
+    recipe: Recipe, readings: Readings, model: Any, tokenizer: Any, name: str
 ) -> tuple[float | None, int]:
     """Loss on the verified readings' answers with the few-shot prompt in front, its cache computed once."""
     from transformers import DynamicCache
 
-    prefix = tokenizer(behavior.prefix, add_special_tokens=False)["input_ids"]
-    cache = DynamicCache(config=model.config)
-    model(input_ids=torch.tensor([prefix], device=model.device), past_key_values=cache, use_cache=True)
     total, count = 0.0, 0
-    for sentence in _sentences(recipe, readings):
-        content = _verified(readings, behavior.name, sentence)
-        if content is None:
-            continue
-        question = tokenizer(behavior.suffix(sentence), add_special_tokens=False)["input_ids"]
-        answer = tokenizer(behavior.render(content), add_special_tokens=False)["input_ids"]
-        ids = torch.tensor([question + answer], device=model.device)
-        losses = _token_losses(model, ids, cache)[len(question) - 1 :]
-        cache.crop(-ids.shape[1])
-        total += float(losses.sum())
-        count += len(losses)
+    for code, behavior in readings.behaviors.each(name).items():
+        prefix = tokenizer(behavior.prefix, add_special_tokens=False)["input_ids"]
+        cache = DynamicCache(config=model.config)
+        model(input_ids=torch.tensor([prefix], device=model.device), past_key_values=cache, use_cache=True)
+        for sentence, language in _sentences(recipe, readings):
+            if language != code or (content := _verified(readings, name, sentence, code)) is None:
+                continue
+            question = tokenizer(behavior.suffix(sentence), add_special_tokens=False)["input_ids"]
+            answer = tokenizer(behavior.render(content), add_special_tokens=False)["input_ids"]
+            ids = torch.tensor([question + answer], device=model.device)
+            losses = _token_losses(model, ids, cache)[len(question) - 1 :]
+            cache.crop(-ids.shape[1])
+            total += float(losses.sum())
+            count += len(losses)
     return (total / count if count else None), count

@@ -8,7 +8,9 @@ from typing import Any
 from brd.plan.corpus import Candidate, pick
 from brd.plan.timing import Call
 from brd.reading.behavior import Behavior
-from brd.reading.store import Reading, Store, reading_key, with_judgement
+from brd.reading.naming import Name, Names
+from brd.reading.reader import reading_of
+from brd.reading.store import Reading, Store
 from brd.recipe import Recipe
 from brd.teachers.teacher import Answer, Teacher
 
@@ -45,7 +47,8 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The answers of each behavior, and the tokens of its shared prefix (0 of a server, which counts whole prompts).
+    """The answers of each behavior (by ``Name.label``), and the tokens of its shared prefix (0 of a server, which
+    counts whole prompts).
 
     ``counted``: the server told tokens; else they are estimates. ``start`` seconds went by until the teacher was ready.
     """
@@ -99,8 +102,7 @@ def sizes(wanted: int | None, there: int, at_once: int) -> list[int]:
 def ask(
     recipe: Recipe,
     teacher: Teacher,
-    identity: str,
-    behaviors: dict[str, tuple[Behavior, str]],
+    names: Names,
     candidates: dict[str, list[Candidate]],
     wanted: int | None,
     store: Store,
@@ -108,27 +110,27 @@ def ask(
     progress: Callable[[str, int, int], None],
     clock: Callable[[], float] = time.perf_counter,
 ) -> Measured:
-    """Ask the sample of each behavior that has something to ask. ``behaviors`` come with their prompt hashes,
-    ``candidates`` are what is not known yet; ``started`` is when the teacher began to be fetched."""
+    """Ask the sample of each of ``names`` that has something to ask. ``candidates`` are what is not known yet, by their
+    labels; ``started`` is when the teacher began to be fetched."""
     start = clock() - started
     found: dict[str, list[Asked]] = {}
     prefixes: dict[str, int] = {}
     counted = True
-    for name, (behavior, prompt) in behaviors.items():
-        if not (there := candidates[name]):
+    for name in names:
+        if not (there := candidates[name.label]):
             continue
         each = sizes(wanted, len(there), most_at_once(recipe))
         drawn = pick(there, sum(each))
-        one = _Behavior(recipe, teacher, identity, behavior, prompt, store, clock)
+        one = _Behavior(recipe, teacher, name, names.behavior_of(name), store, clock)
         done = 0
         for number, size in enumerate(each):
             if number == 2:
                 pace = max(a.end for a in one.asked if a.call == 1) / each[1]
                 size = min(size, max(LEAST, int(PATIENCE / max(pace, 1e-9))))
             for count, _ in enumerate(one.call(number, drawn[done : done + size]), start=done + 1):
-                progress(f"{name}, a sample", count, len(drawn))
+                progress(f"{name.label}, a sample", count, len(drawn))
             done += size
-        found[name], prefixes[name] = one.asked, one.prefix
+        found[name.label], prefixes[name.label] = one.asked, one.prefix
         counted = counted and one.counted
     return Measured(found, prefixes, counted, start)
 
@@ -138,24 +140,27 @@ class _Behavior:
         self,
         recipe: Recipe,
         teacher: Teacher,
-        identity: str,
+        name: Name,
         behavior: Behavior,
-        prompt: str,
         store: Store,
         clock: Callable[[], float],
     ) -> None:
-        self._recipe, self._teacher, self._identity, self._behavior = recipe, teacher, identity, behavior
-        self._prompt, self._store, self._clock = prompt, store, clock
+        self._recipe, self._teacher, self._name, self._behavior = recipe, teacher, name, behavior
+        self._store, self._clock = store, clock
         self.asked: list[Asked] = []
         self.prefix, self.counted = 0, True
 
     def call(self, number: int, candidates: Sequence[Candidate]) -> Iterator[int]:
-        behavior, limit = self._behavior, limit_of(self._behavior, self._recipe)
+        behavior, name = self._behavior, self._name
         suffixes = [behavior.suffix(c.text) for c in candidates]
         ended: dict[int, tuple[float, Answer, Reading]] = {}
         began = self._clock()
-        for index, answer in self._teacher.answer(behavior.prefix, suffixes, stop=behavior.stop, max_new_tokens=limit):
-            reading = self._reading(candidates[index], answer, limit)
+        for index, answer in self._teacher.answer(
+            behavior.prefix, suffixes, stop=behavior.stop, max_new_tokens=name.max_new_tokens
+        ):
+            at = candidates[index]
+            key = name.key(at.text)
+            reading = reading_of(key, at.paragraph, at.number, behavior, answer, name, self._recipe)
             self._store.append([reading])
             ended[index] = (self._clock() - began, answer, reading)
             yield index
@@ -178,36 +183,3 @@ class _Behavior:
         verified = reading.verdict == "verified"
         cached = answer.cached_tokens
         return Asked(reading.key, len(reading.text), call, end, prompt, own, cached, new, verified, answer.retries)
-
-    def _reading(self, candidate: Candidate, answer: Answer, limit: int) -> Reading:
-        span, text = candidate.paragraph.spans[candidate.number], candidate.text
-        blank = Reading(
-            key=reading_key(self._identity, self._prompt, limit, text),
-            document=candidate.paragraph.document,
-            paragraph=candidate.paragraph.index,
-            sentence=candidate.number,
-            start=span.start,
-            end=span.end,
-            text=text,
-            behavior=self._behavior.name,
-            raw=answer.text,
-            finished=answer.finished,
-            content=None,
-            verdict="malformed",
-            reason="",
-            parts=0,
-            parts_verified=0,
-            teacher=self._identity,
-            prompt_hash=self._prompt,
-            prompt_tokens=answer.prompt_tokens,
-            new_tokens=answer.new_tokens,
-        )
-        drop = self._recipe.reading.drop_bad_entities
-        return with_judgement(
-            blank, self._behavior.judge(answer.text, text, finished=answer.finished, drop_bad_parts=drop)
-        )
-
-
-def limit_of(behavior: Behavior, recipe: Recipe) -> int:
-    """The longest answer, in tokens."""
-    return min(behavior.max_new_tokens, recipe.teacher.max_new_tokens)

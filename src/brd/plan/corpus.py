@@ -17,7 +17,8 @@ from brd.plan.pieces import Piece, cut, disk_bytes, is_packed
 from brd.reading.reader import ReadParagraph, check_parts, choose, part_of
 from brd.reading.tally import text_hash
 from brd.recipe import Recipe, changed
-from brd.text.sources import places
+from brd.recipe_corpus import open_corpus
+from brd.text.sources import file_language, places
 
 # Text that is gone through sentence by sentence, in bytes; a run that reads more of its corpus is estimated.
 EXACT = 32 * 2**20
@@ -49,7 +50,8 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Counts are of the run's sentences, by part. ``distinct`` ones of both parts are asked, each once.
+    """Counts are of the run's sentences, by part. ``distinct`` ones of both parts are asked, each once; ``languages``
+    are these by language.
 
     ``error`` is the standard error of the counts as a share of them (0: counted). ``characters`` are those of the
     training paragraphs. ``pool`` is a sample of the distinct sentences, ``paragraphs`` of the training paragraphs.
@@ -60,6 +62,7 @@ class Corpus:
     how: str
     sentences: dict[str, float]
     distinct: float
+    languages: dict[str, float]
     characters: float
     broken: dict[str, float]
     error: float
@@ -108,16 +111,18 @@ class _Lowest:
 def _exact(recipe: Recipe, saw: Callable[[Candidate], None], progress: Callable[[int], None]) -> Corpus:
     began, counts = time.perf_counter(), Counter[str]()
     seen: set[int] = set()
+    languages: Counter[str] = Counter()
     pool, kept, characters = _Lowest(POOL), _Lowest(PARAGRAPHS), 0
     listening = 0.0
-    for paragraph in choose(recipe, counts):
+    for paragraph in choose(recipe, counts, open_corpus(recipe)):
         if not paragraph.held_out:
             characters += len(paragraph.text)
             kept.add(text_hash(paragraph.text), paragraph, 0)
         for number in paragraph.readable:
-            mark = text_hash(paragraph.sentence(number))
+            mark = _question(recipe, paragraph, number)
             if mark not in seen:
                 seen.add(mark)
+                languages[paragraph.language] += 1
                 pool.add(mark, paragraph, number)
                 start = time.perf_counter()
                 saw(Candidate(paragraph, number, 1.0))
@@ -130,6 +135,7 @@ def _exact(recipe: Recipe, saw: Callable[[Candidate], None], progress: Callable[
         how="counted",
         sentences={part: float(counts[f"sentences_{part}"]) for part in PARTS},
         distinct=float(len(seen)),
+        languages={code: float(n) for code, n in languages.items()},
         characters=float(characters),
         broken={why: float(counts[f"sentences_too_{why}"]) for why in ("short", "long")},
         error=0.0,
@@ -137,6 +143,12 @@ def _exact(recipe: Recipe, saw: Callable[[Candidate], None], progress: Callable[
         pool=[Candidate(p, n, len(seen) / len(found)) for p, n in found],
         paragraphs=[p for p, _ in kept.found()],
     )
+
+
+def _question(recipe: Recipe, paragraph: ReadParagraph, number: int) -> int:
+    """What is asked once, as a hash: a sentence, in each language where these are told apart."""
+    text = paragraph.sentence(number)
+    return text_hash(f"{paragraph.language}\0{text}" if recipe.reading.languages else text)
 
 
 @dataclass(slots=True)
@@ -174,19 +186,22 @@ def _estimate(recipe: Recipe, saw: Callable[[Candidate], None]) -> tuple[Corpus,
                 characters += len(paragraph.text) * one.train / one.sentences
                 kept.add(text_hash(paragraph.text), paragraph, 0)
             for number in paragraph.readable:
-                mark = text_hash(paragraph.sentence(number))
+                mark = _question(recipe, paragraph, number)
                 weights[mark] = weights.get(mark, 0.0) + each
                 if mark not in marks:
                     marks.add(mark)
                     pool.add(mark, paragraph, number)
     found = pool.found()
-    candidates = [Candidate(p, n, weights[text_hash(p.sentence(n))]) for p, n in found]
+    candidates = [Candidate(p, n, weights[_question(recipe, p, n)]) for p, n in found]
     total = sum(sentences.values())
     # Sentences that stand in several pieces are told apart there only, so rather too many are taken for different.
     distinct = total * len(marks) / max(1, sum(s.sentences for s in seen if s.train + s.held_out))
     scale = distinct / sum(c.weight for c in candidates)
     candidates = [replace(c, weight=c.weight * scale) for c in candidates]
+    languages: dict[str, float] = {}
     for candidate in candidates:
+        code = candidate.paragraph.language
+        languages[code] = languages.get(code, 0.0) + candidate.weight
         saw(candidate)
     known = [s for s in seen if s.piece.weight is not None]
     bound = {p: s >= w * (1 - 1e-9) for (p, s), w in zip(sentences.items(), _wanted(recipe), strict=True)}
@@ -200,6 +215,7 @@ def _estimate(recipe: Recipe, saw: Callable[[Candidate], None]) -> tuple[Corpus,
         how=how,
         sentences=sentences,
         distinct=distinct,
+        languages=languages,
         characters=characters,
         broken={why: counts[f"sentences_too_{why}"] * factor for why in ("short", "long")},
         error=0.0 if all(bound.values()) else _spread(known),
@@ -215,6 +231,13 @@ def _read_pieces(recipe: Recipe, folder: Path, pieces: list[Piece], counts: Coun
     are numbered from the beginning of their file."""
     everything = {
         "text.source": [str(folder)],
+        # The pieces have names of their own, and documents that begin anew.
+        "text.language_of": {
+            f"{number:05d}.*": code
+            for number, piece in enumerate(pieces)
+            if (code := file_language(recipe.text, piece.place))
+        },
+        "text.id_field": None,
         "text.order": "corpus",
         "text.held_out": 1e-12,
         "text.healing": 0.0,
@@ -226,13 +249,14 @@ def _read_pieces(recipe: Recipe, folder: Path, pieces: list[Piece], counts: Coun
     seen = [_Seen(piece, []) for piece in pieces]
     marks: list[set[int]] = [set() for _ in pieces]
     try:
-        for paragraph in choose(changed(recipe, everything), counts):
+        whole = changed(recipe, everything)
+        for paragraph in choose(whole, counts, open_corpus(whole)):
             number = int(paragraph.document[:5])
             piece, rest = pieces[number], paragraph.document.partition("#")[2]
             document = piece.place if piece.one_document else f"{piece.place}@{piece.offset}#{rest or 0}"
             seen[number].paragraphs.append(replace(paragraph, document=document))
             seen[number].sentences += len(paragraph.readable)
-            marks[number].update(text_hash(paragraph.sentence(n)) for n in paragraph.readable)
+            marks[number].update(_question(recipe, paragraph, n) for n in paragraph.readable)
     except BrdError as error:
         raise BrdError(_named(str(error), folder, pieces)) from None
     for one, found in zip(seen, marks, strict=True):

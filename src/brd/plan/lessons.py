@@ -1,14 +1,14 @@
 """How much there will be to train on: lessons of a sample of paragraphs, with readings of the sample of sentences."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
 from brd.composing.documents import lessons_of
 from brd.composing.packing import encode
-from brd.reading.behavior import Behavior
+from brd.reading.naming import Name, Names
 from brd.reading.reader import Readings, ReadParagraph, as_taught
 from brd.reading.store import Reading
 from brd.reading.tally import text_hash
@@ -35,14 +35,12 @@ class _Lender:
 class Sample:
     """Lessons as they will be. A sentence that was not read has the reading of one that is about as long."""
 
-    def __init__(
-        self, behaviors: dict[str, Behavior], paragraphs: Sequence[ReadParagraph], readings: Sequence[Reading]
-    ) -> None:
-        self._behaviors, self._paragraphs = behaviors, paragraphs
-        self._readings = {
-            name: sorted((r for r in readings if r.behavior == name), key=lambda r: (len(r.text), r.key))
-            for name in behaviors
-        }
+    def __init__(self, names: Names, paragraphs: Sequence[ReadParagraph], readings: Iterable[Reading]) -> None:
+        self._names, self._behaviors, self._paragraphs = names, names.behaviors, paragraphs
+        self._readings: dict[Name, list[Reading]] = {name: [] for name in names}
+        for reading in sorted(readings, key=lambda r: (len(r.text), r.key)):
+            if name := names.named(reading):
+                self._readings[name].append(reading)
         self._characters = max(1, sum(len(p.text) for p in paragraphs))
 
     def texts(self, recipe: Recipe, part: str) -> Iterator[str]:
@@ -51,13 +49,15 @@ class Sample:
         lenders = {
             name: _Lender(
                 [len(r.text) for r in found],
-                [as_taught(self._behaviors[name], r, settings.verified_only) for r in found],
+                [as_taught(self._names.behavior_of(name), r, settings.verified_only) for r in found],
             )
             for name, found in self._readings.items()
         }
 
         def answer(behavior: str, paragraph: ReadParagraph, number: int) -> str | None:
-            return lenders[behavior].lend(paragraph.sentence(number)) if number in paragraph.readable else None
+            if number not in paragraph.readable:
+                return None
+            return lenders[self._names.of(behavior, paragraph.language)].lend(paragraph.sentence(number))
 
         # Of the readings only the behaviors are asked for where the answers are given.
         named = cast(Readings, SimpleNamespace(behaviors=self._behaviors))

@@ -207,21 +207,22 @@ def _of_groups(
 
     try:
         with pq.ParquetFile(unpacked) as file:
-            if text.field not in file.schema_arrow.names:
+            columns = list(filter(None, dict.fromkeys([text.field, text.language_field])))
+            if not set(columns) <= set(file.schema_arrow.names):
                 # The corpus' own reader says what is wrong.
                 next(paragraphs(text.model_copy(update={"source": str(path), "order": "corpus"})))
             groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
             ends = list(accumulate(groups))
             met = Counter(bisect_right(ends, min(o * ends[-1] // _size(path), ends[-1] - 1)) for o in offsets)
             for group, pieces in sorted(met.items()):
-                rows = file.iter_batches(batch_size=64, row_groups=[group], columns=[text.field])
-                values = (v for batch in rows for v in batch.column(0).to_pylist() if isinstance(v, str))
+                rows = file.iter_batches(batch_size=64, row_groups=[group], columns=columns)
+                values = (row for batch in rows for row in batch.to_pylist() if isinstance(row[text.field], str))
                 number = ends[group] - groups[group]
                 for _ in range(pieces):
                     taken, length = [], 0
                     for value in values:
-                        taken.append(json.dumps({text.field: value}))
-                        length += len(value)
+                        taken.append(json.dumps(value))
+                        length += len(value[text.field])
                         if length >= size:
                             break
                     if taken:
@@ -235,7 +236,9 @@ def _of_groups(
 def _of_the_hub(text: Text, name: str, folder: Path, number: int) -> Piece:
     """The beginning of a dataset, a paragraph a record."""
     stream = paragraphs(text.model_copy(update={"source": name, "order": "corpus"}))
-    lines = [json.dumps({text.field: p.text}) for p in islice(stream, HUB_PARAGRAPHS)]
+    said = text.language_field
+    records = ({**({said: p.language or None} if said else {}), text.field: p.text} for p in stream)
+    lines = [json.dumps(record) for record in islice(records, HUB_PARAGRAPHS)]
     content = "\n".join(lines).encode()
     (folder / f"{number:05d}.jsonl").write_bytes(content)
     return Piece(name, 0, None, 0.0, len(content), False)

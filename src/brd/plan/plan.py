@@ -3,7 +3,6 @@
 import os
 import platform
 import time
-from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,19 @@ import pyarrow as pa
 from brd.console import Console
 from brd.pipeline import HEALED, REFERENCE, Pipeline
 from brd.plan import training
-from brd.plan.asking import Measured, ask, limit_of, most_at_once
+from brd.plan.asking import Measured, ask, most_at_once
 from brd.plan.corpus import Candidate, Corpus, look, mean_length
 from brd.plan.cost import mean_at, priced
 from brd.plan.lessons import Sample
 from brd.plan.timing import Estimate, InProcess, Slots, doubling
-from brd.reading.behavior import Behavior, load_behaviors, prompt_hash
+from brd.reading.behavior import Behaviors, behaviors_of
+from brd.reading.lookup import Known
+from brd.reading.naming import Name, Names
+from brd.reading.parquet import write_table
 from brd.reading.reader import teacher_hash
-from brd.reading.store import SCHEMA, Reading, Store, load, load_answers, reading_key, write_table
+from brd.reading.store import SCHEMA, Reading, Store, load
 from brd.recipe import Recipe
+from brd.recipe_corpus import corpus_parts
 from brd.run import RunFolder, fingerprint, read_json, write_json
 from brd.teachers.teacher import Teacher
 from brd.text import sources
@@ -50,10 +53,7 @@ def plan(
     pipeline = Pipeline(recipe, run, console)
     # Before anything is paid for: what is wrong with the student would be so afterwards.
     student = _Student(pipeline) if pipeline.trained else None
-    behaviors = {
-        name: (behavior, prompt_hash(behavior))
-        for name, behavior in load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars).items()
-    }
+    behaviors = behaviors_of(recipe.reading)
     started = time.perf_counter()
     teacher = LazyTeacher(recipe.teacher)
     try:
@@ -61,15 +61,13 @@ def plan(
             there = _Reading(recipe, teacher, behaviors, store)
             fetched = time.perf_counter() - started
             corpus = look(recipe, there.saw, lambda n: console.progress("sentences of the corpus", n, None))
-            mark = _mark(recipe, there.identity, behaviors)
+            mark = _mark(recipe, there.names)
             measured = None if again else _measured(run, mark, there.to_ask(corpus), sentences)
             asked_now = measured is None
             if measured is None:
                 candidates = there.candidates(corpus)
                 begun = time.perf_counter() - fetched
-                measured = ask(
-                    recipe, teacher, there.identity, behaviors, candidates, sentences, store, begun, console.progress
-                )
+                measured = ask(recipe, teacher, there.names, candidates, sentences, store, begun, console.progress)
             remaining = there.to_ask(corpus, measured if asked_now else None)
             lengths = {name: mean_length(found) for name, found in there.candidates(corpus).items()}
     finally:
@@ -81,13 +79,13 @@ def plan(
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "teacher": {"kind": recipe.teacher.kind, "model": recipe.teacher.model},
         "text": _text(recipe, corpus),
-        "reading": _reading(recipe, corpus, lengths, measured, remaining, asked_now),
+        "reading": _reading(recipe, corpus, there.distinct(corpus), lengths, measured, remaining, asked_now),
         "disk": {"readings": _bytes(list(sample.values())) * sum(remaining.values()) + corpus.characters / 2},
         "training": None,
         "evaluation": None,
     }
     if student:
-        lessons = Sample({n: b for n, (b, _) in behaviors.items()}, corpus.paragraphs, list(sample.values()))
+        lessons = Sample(there.names, corpus.paragraphs, sample.values())
         found["training"] = student.training(corpus, lessons, with_training)
         found["disk"] |= student.disk(found["training"])
     found["mark"], found["measured"] = mark, measured.to_json()
@@ -98,44 +96,53 @@ def plan(
 class _Reading:
     """What is known of a run's readings, and what is left to ask."""
 
-    def __init__(
-        self, recipe: Recipe, teacher: Teacher, behaviors: dict[str, tuple[Behavior, str]], store: Store
-    ) -> None:
-        self.teacher, self.identity = teacher, teacher_hash(teacher)
-        self._names = {n: (self.identity, prompt, limit_of(b, recipe)) for n, (b, prompt) in behaviors.items()}
-        self._store, self._paid = store, load_answers(map(Path, recipe.reading.known))
-        self._any = bool(self._paid or store.shards() or store.last(lambda _: True, 1))
-        self.known: Counter[str] = Counter()
+    def __init__(self, recipe: Recipe, teacher: Teacher, behaviors: Behaviors, store: Store) -> None:
+        self.teacher, self.names = teacher, Names(recipe, behaviors, teacher_hash(teacher))
+        self._store, self._paid = store, Known(list(map(Path, recipe.reading.known)))
+        stored = store.shards() or any(store.last(name, lambda _: True, 1) for name in behaviors)
+        self._any = bool(len(self._paid) or stored)
+        self.known: dict[str, float] = {name.label: 0.0 for name in self.names}
 
-    def _is_known(self, behavior: str, sentence: str) -> bool:
+    def _is_known(self, name: Name, sentence: str) -> bool:
         if not self._any:
             return False
-        key = reading_key(*self._names[behavior], sentence)
+        key = name.key(sentence)
         return key in self._store or key in self._paid
 
     def saw(self, candidate: Candidate) -> None:
         if self._any:
-            for name in self._names:
-                if self._is_known(name, candidate.text):
-                    self.known[name] += candidate.weight  # type: ignore[assignment]
+            for name in self.names:
+                if _asked(name, candidate) and self._is_known(name, candidate.text):
+                    self.known[name.label] += candidate.weight
 
     def candidates(self, corpus: Corpus) -> dict[str, list[Candidate]]:
-        return {name: [c for c in corpus.pool if not self._is_known(name, c.text)] for name in self._names}
+        return {
+            name.label: [c for c in corpus.pool if _asked(name, c) and not self._is_known(name, c.text)]
+            for name in self.names
+        }
+
+    def distinct(self, corpus: Corpus) -> dict[str, float]:
+        """Different sentences that each behavior is asked about."""
+        return {n.label: corpus.languages.get(n.language, 0.0) if n.language else corpus.distinct for n in self.names}
 
     def to_ask(self, corpus: Corpus, measured: Measured | None = None) -> dict[str, int]:
         """Sentences of each behavior that have no answer yet, after what was asked just now."""
         now = {name: len(answers) for name, answers in measured.behaviors.items()} if measured else {}
-        return {n: max(0, round(corpus.distinct - self.known[n] - now.get(n, 0))) for n in self._names}
+        distinct = self.distinct(corpus)
+        return {n: max(0, round(distinct[n] - known - now.get(n, 0))) for n, known in self.known.items()}
 
 
-def _mark(recipe: Recipe, identity: str, behaviors: dict[str, tuple[Behavior, str]]) -> str:
+def _asked(name: Name, candidate: Candidate) -> bool:
+    return name.language in ("", candidate.paragraph.language)
+
+
+def _mark(recipe: Recipe, names: Names) -> str:
     """Of all that a measured sample tells about: the teacher, how and from where it is asked, what it is asked."""
     return fingerprint(
-        identity,
-        [prompt for _, prompt in behaviors.values()],
+        names.teacher,
+        [name.prompt_hash for name in names],
         recipe.teacher.model_dump(exclude={"prices"}),
-        recipe.text.model_dump(exclude={"source"}),
-        sources.fingerprint(recipe.text),
+        *corpus_parts(recipe),
         [platform.node(), os.cpu_count()],
     )
 
@@ -171,6 +178,7 @@ def _text(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
 def _reading(
     recipe: Recipe,
     corpus: Corpus,
+    distinct: dict[str, float],
     lengths: dict[str, float],
     measured: Measured,
     remaining: dict[str, int],
@@ -183,7 +191,7 @@ def _reading(
     for name, left in remaining.items():
         answers = measured.behaviors.get(name, [])
         row: dict[str, Any] = {
-            "known": round(corpus.distinct) - left - (len(answers) if asked_now else 0),
+            "known": round(distinct[name]) - left - (len(answers) if asked_now else 0),
             "asked": len(answers),
             "to_ask": left,
         }

@@ -59,7 +59,7 @@ def amounts(
         share = 1.0 if limit is None else min(1.0, limit / max(1.0, corpus.sentences["train"]))
         tokens = sum(
             weight * sample.tokens(arm, part, tokenizer)
-            for part in ("original", *recipe.reading.behaviors)
+            for part in ("original", *recipe.reading.names)
             if (weight := arm.composing.weight(part))
         )
         return max(1, math.ceil(tokens * corpus.characters * share / row))

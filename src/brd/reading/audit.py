@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from brd.reading.behavior import Behavior, WithTraits, load_behaviors, one_line
-from brd.reading.reader import iter_paragraphs, reading_names
-from brd.reading.store import Reading, every, reading_key
+from brd.reading.behavior import Behavior, WithTraits, behaviors_of, one_line, prompts
+from brd.reading.naming import names_in
+from brd.reading.reader import iter_paragraphs
+from brd.reading.store import Reading, every
 from brd.reading.tally import Tally, text_hash
 from brd.recipe import Recipe
 
@@ -41,30 +42,31 @@ def audit(
 
     ``behaviors``: for each ``asked``, ``well_formed``, ``verified``, and of the verified ones ``grounded`` (all parts
     verified, and there are some) and ``empty``; ``not_asked`` sentences; ``parts`` and ``parts_verified``; the same
-    counts ``by_length`` of the sentence; ``reasons`` of failure and ``dropped`` (of verified readings that lost a
-    part), commonest first, with examples; ``repeats``: different ones among the readings that hold something, and how
-    many say the same as that of another sentence; ``labels`` and ``numbers``: what the behavior counts itself
-    (``brd.reading.behavior.Trait``). ``sentences``: places in the corpus, different sentences, places whose sentence
-    stands elsewhere too. ``other_readings`` lie in the store, but are of another teacher, prompt or corpus.
+    counts ``by_length`` of the sentence and ``by_language`` (where the recipe names languages); ``reasons`` of failure
+    and ``dropped`` (of verified readings that lost a part), commonest first, with examples; ``repeats``: different ones
+    among the readings that hold something, and how many say the same as that of another sentence; ``labels`` and
+    ``numbers``: what the behavior counts itself (``brd.reading.behavior.Trait``). ``sentences``: places in the corpus,
+    different sentences, places whose sentence stands elsewhere too. ``other_readings`` lie in the store, but are of
+    another teacher, prompt or corpus.
     """
-    behaviors = load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars)
-    names = reading_names(recipe, folder, behaviors)
-    corpus = _Corpus(folder)
-    found = {name: _Found(behavior, room) for name, behavior in behaviors.items()}
+    behaviors = behaviors_of(recipe.reading)
+    names = names_in(recipe, folder, behaviors)
+    corpus = _Corpus(folder, by_language=bool(behaviors.languages))
+    found = {name: _Found(behaviors.each(name), room) for name in behaviors}
     done = others = 0
     for readings in every(folder):
-        mine = [r for r in readings if r.behavior in names and r.key == reading_key(*names[r.behavior], r.text)]
-        wanted = [reading for reading, there in zip(mine, corpus.holds(mine), strict=True) if there]
-        for reading in wanted:
-            found[reading.behavior].add(reading)
+        mine = [(r, name.language) for r in readings if (name := names.named(r))]
+        wanted = [one for one, there in zip(mine, corpus.holds(mine), strict=True) if there]
+        for reading, code in wanted:
+            found[reading.behavior].add(reading, code)
         done += len(readings)
         others += len(readings) - len(wanted)
         if progress:
             progress(done)
     return {
-        "language": recipe.text.language,
-        "teacher": next(iter(names.values()))[0],
-        "prompts": {name: prompt for name, (_, prompt, _) in names.items()},
+        "language": ", ".join(behaviors.languages) or recipe.text.language,
+        "teacher": names.teacher,
+        "prompts": prompts(behaviors),
         "sentences": corpus.figures(),
         "other_readings": others,
         "behaviors": {name: f.figures(corpus.distinct) for name, f in found.items()},
@@ -74,13 +76,13 @@ def audit(
 class _Corpus:
     """The sentences that are to be read, as hashes: which there are, and which stand at several places."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, by_language: bool) -> None:
         hashes = array("Q")
         self._scripts: Counter[str] = Counter()
         for paragraph in iter_paragraphs(folder):
             for number in paragraph.readable:
                 sentence = paragraph.sentence(number)
-                hashes.append(text_hash(sentence))
+                hashes.append(_place(sentence, paragraph.language if by_language else ""))
                 self._scripts.update(scripts(sentence))
         self._places = len(hashes)
         self._hashes, counts = np.unique(np.array(hashes, dtype=np.uint64), return_counts=True)
@@ -91,10 +93,10 @@ class _Corpus:
         self._commonest = {int(self._hashes[n]): int(counts[n]) for n in commonest}
         self._texts: dict[int, str] = {}
 
-    def holds(self, readings: list[Reading]) -> list[bool]:
-        """Of each reading, whether its sentence is one of these."""
-        hashes = np.array([text_hash(reading.text) for reading in readings], dtype=np.uint64)
-        for number, reading in zip(hashes.tolist(), readings, strict=True):
+    def holds(self, readings: list[tuple[Reading, str]]) -> list[bool]:
+        """Of each reading and the language that it was asked in, whether its sentence is one of these."""
+        hashes = np.array([_place(reading.text, code) for reading, code in readings], dtype=np.uint64)
+        for number, (reading, _) in zip(hashes.tolist(), readings, strict=True):
             if number in self._commonest:
                 self._texts[number] = reading.text
         if not self.distinct:
@@ -113,12 +115,18 @@ class _Corpus:
         }
 
 
-class _Found:
-    """What was found of one behavior so far."""
+def _place(sentence: str, language: str) -> int:
+    """Names a sentence, where languages are told apart one of a language."""
+    return text_hash(f"{language}\0{sentence}" if language else sentence)
 
-    def __init__(self, behavior: Behavior, room: int) -> None:
-        self._behavior, self._room = behavior, room
-        self._prompted = scripts(behavior.prefix)
+
+class _Found:
+    """What was found of one behavior so far, in all languages that it asks in."""
+
+    def __init__(self, asked: dict[str, Behavior], room: int) -> None:
+        self._asked, self._room = asked, room
+        self._prompted = frozenset[str]().union(*(scripts(behavior.prefix) for behavior in asked.values()))
+        self._languages: dict[str, Counter[str]] = {code: Counter() for code in asked if code}
         self._counts: dict[str, Counter[str]] = {label: Counter() for label in (*BINS.values(), LONGEST)}
         self._reasons, self._dropped, self._foreign = _Examples(), _Examples(), _Examples()
         self._scripts: Counter[str] = Counter()
@@ -126,38 +134,39 @@ class _Found:
         self._labels: dict[str, _Labels] = {}
         self._numbers: defaultdict[str, Counter[int]] = defaultdict(Counter)
 
-    def add(self, reading: Reading) -> None:
+    def add(self, reading: Reading, code: str) -> None:
+        behavior = self._asked[code]
         length = len(reading.text.split())
-        counts = self._counts[next((label for most, label in BINS.items() if length <= most), LONGEST)]
-        counts["asked"] += 1
-        counts["well_formed"] += reading.verdict != "malformed"
-        counts["parts"] += reading.parts
-        counts["parts_verified"] += reading.parts_verified
+        bins = self._counts[next((label for most, label in BINS.items() if length <= most), LONGEST)]
+        content = reading.parsed() if reading.verdict == "verified" else None
+        empty = content is not None and behavior.is_empty(content)
+        for counts in (bins, *([self._languages[code]] if code else [])):
+            counts["asked"] += 1
+            counts["well_formed"] += reading.verdict != "malformed"
+            counts["parts"] += reading.parts
+            counts["parts_verified"] += reading.parts_verified
+            counts["verified"] += content is not None
+            counts["empty"] += empty
+            counts["grounded"] += content is not None and not empty and reading.parts == reading.parts_verified
         written = scripts(reading.raw)
         self._scripts.update(written)
         # The form of a reading is written as in the prompt, whatever the language of the sentence.
         for script in written - self._prompted - scripts(reading.text):
             self._foreign.add(script, reading)
-        content = reading.parsed() if reading.verdict == "verified" else None
         if content is None:
             self._reasons.add(reading.reason or reading.verdict, reading)
             return
-        counts["verified"] += 1
-        if self._behavior.is_empty(content):
-            counts["empty"] += 1
-        elif reading.parts == reading.parts_verified:
-            counts["grounded"] += 1
         if reading.parts > reading.parts_verified:
-            whole = self._behavior.judge(reading.raw, reading.text, finished=reading.finished, drop_bad_parts=False)
+            whole = behavior.judge(reading.raw, reading.text, finished=reading.finished, drop_bad_parts=False)
             self._dropped.add(whole.reason or "unknown", reading)
-        if not self._behavior.is_empty(content):
-            self._look_into(content)
+        if not empty:
+            self._look_into(content, behavior)
 
-    def _look_into(self, content: dict[str, Any]) -> None:
-        line = one_line(self._behavior.render(content))
+    def _look_into(self, content: dict[str, Any], behavior: Behavior) -> None:
+        line = one_line(behavior.render(content))
         self._lines.add(line)
         self._numbers["words of the reading"][min(len(line.split()), MOST)] += 1
-        for trait in self._behavior.traits(content) if isinstance(self._behavior, WithTraits) else ():
+        for trait in behavior.traits(content) if isinstance(behavior, WithTraits) else ():
             if isinstance(trait.value, int):
                 self._numbers[trait.about][min(trait.value, MOST)] += 1
             else:
@@ -170,6 +179,7 @@ class _Found:
             **_counts(every_length),
             "not_asked": sentences - every_length["asked"],
             "by_length": [{"words": label, **_counts(counts)} for label, counts in self._counts.items()],
+            "by_language": [{"language": code, **_counts(counts)} for code, counts in self._languages.items()],
             "reasons": self._reasons.figures(),
             "dropped": self._dropped.figures(),
             "repeats": _tallied(self._lines, COMMONEST, 2),

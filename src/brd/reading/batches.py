@@ -88,7 +88,7 @@ def read_recipe(
     not accept what is asked; what was answered is kept.
     """
     shared = prompts(recipe)
-    about = {"identity": identity(recipe.teacher), "prompts": {name: asdict(p) for name, p in shared.items()}}
+    about = {"identity": identity(recipe.teacher), "prompts": {mark: asdict(p) for mark, p in shared.items()}}
     folder = run / "batches" / fingerprint("batches", about)
     folder.mkdir(parents=True, exist_ok=True)
     with (
@@ -144,11 +144,11 @@ class _Reader:
             count = sum(self._refused.values())
             _say(f"{self._url} refused {count} sentences, which count as malformed ({reason})")
 
-    def _asking(self, behavior: str) -> Asking:
-        if behavior not in self._forms:
-            prompt = self._shared[behavior]
-            self._forms[behavior] = self._teacher.asking(prompt.prefix, prompt.stop, prompt.max_new_tokens)
-        return self._forms[behavior]
+    def _asking(self, prompt_hash: str) -> Asking:
+        if prompt_hash not in self._forms:
+            prompt = self._shared[prompt_hash]
+            self._forms[prompt_hash] = self._teacher.asking(prompt.prefix, prompt.stop, prompt.max_new_tokens)
+        return self._forms[prompt_hash]
 
     # Questions to batches.
 
@@ -178,7 +178,7 @@ class _Reader:
             yield rows
 
     def _request(self, question: Question) -> bytes:
-        asking = self._asking(question.behavior)
+        asking = self._asking(question.prompt_hash)
         line = {"custom_id": question.key, "method": "POST", "url": f"/v1{asking.path}"}
         return json.dumps({**line, "body": asking.body(question.suffix)}).encode() + b"\n"
 
@@ -189,7 +189,7 @@ class _Reader:
             part.file = self._upload(part.path.with_suffix(".jsonl"), asked)
         part.mark = part.mark or uuid.uuid4().hex
         part.save()
-        endpoint = self._asking(asked[0].behavior).path
+        endpoint = self._asking(asked[0].prompt_hash).path
         try:
             part.batch = self._server.create(part.file, endpoint, part.mark, perhaps_there=perhaps_there)
         except Refused:
@@ -342,7 +342,7 @@ class _Found:
         status, body = response.get("status_code"), response.get("body")
         if status == 200:
             try:
-                self.answers[key] = self._asking(question.behavior).read(body, question.suffix)
+                self.answers[key] = self._asking(question.prompt_hash).read(body, question.suffix)
                 self.refused.pop(key, None)
             except ValueError as reason:
                 self._failed[key] = f"a reply that is no answer: {reason}"

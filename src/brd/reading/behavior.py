@@ -1,13 +1,20 @@
 """What a reading behavior is: a prompt, a parser, a verifier and a renderer, for one sentence at a time."""
 
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import import_module, resources
-from typing import Any, Literal, Protocol, runtime_checkable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import yaml
+
+from brd.errors import BrdError
+from brd.reading.languages import load_language
+from brd.yaml_file import read_yaml
+
+if TYPE_CHECKING:
+    from brd.sections.reading import Reading
 
 Verdict = Literal["verified", "rejected", "malformed"]
 
@@ -28,11 +35,23 @@ class Judgement:
     parts_verified: int
 
 
-class Behavior(Protocol):
-    """One basic reading behavior (paper: NER, QRA). A reading is one line of text that starts with ``cue``.
+def malformed(finished: bool, form: str) -> Judgement:
+    """Of an answer that could not be parsed, or that ran out of tokens; ``form`` is what it should look like."""
+    return Judgement("malformed", f"not of the form '{form}'" if finished else "cut off before its end", None, 0, 0)
 
-    The few-shot prompt of a sentence is ``prefix + suffix(sentence)`` and ends with the cue, which the teacher
-    continues up to a ``stop`` string; lessons hold ``cue + render(content)``.
+
+def judged(content: dict[str, Any], flaw: str) -> Judgement:
+    """Of an answer that is judged as one part: verified without a flaw, else rejected for it."""
+    return Judgement("rejected", flaw, content, 1, 0) if flaw else Judgement("verified", "", content, 1, 1)
+
+
+class Behavior(Protocol):
+    """One basic reading behavior (paper: NER, QRA). A reading is text of a line or two that starts with ``cue``.
+
+    It is made from its exemplars (a YAML file, see ``exemplars``) and the rules of the language that it asks in. Cue,
+    labels and ``none`` are the same in all languages: a student is asked by them. The few-shot prompt of a sentence is
+    ``prefix + suffix(sentence)`` and ends with the cue, which the teacher continues up to a ``stop`` string; lessons
+    hold ``cue + render(content)``.
     """
 
     name: str
@@ -94,30 +113,129 @@ class WithTraits(Protocol):
 
 
 # A new behavior is one file and its exemplars: name it here.
-BEHAVIORS = {"ner": "brd.reading.ner:NamedEntities", "qra": "brd.reading.qra:QuestionAndAnswer"}
+BEHAVIORS = {
+    "ner": "brd.reading.ner:NamedEntities",
+    "qra": "brd.reading.qra:QuestionAndAnswer",
+    "paraphrase": "brd.reading.paraphrase:Paraphrase",
+    "implication": "brd.reading.implication:Implication",
+    "relations": "brd.reading.relations:Relations",
+}
 
 
-def load_behaviors(names: Iterable[str], exemplar_set: str = "plain") -> dict[str, Behavior]:
-    """The behaviors of these names, in their order, prompted with a set of exemplars (see ``exemplars``)."""
-    loaded: dict[str, Behavior] = {}
-    for name in names:
-        module, _, attribute = BEHAVIORS[name].partition(":")
-        loaded[name] = getattr(import_module(module), attribute)(exemplar_set)
-    return loaded
+class Behaviors(dict[str, Behavior]):
+    """Behaviors by name, as they ask in the first of ``languages``; ``of`` has them in each.
 
-
-def exemplars(name: str, exemplar_set: str = "plain") -> dict[str, Any]:
-    """The task description and exemplars of a behavior, from ``exemplars/<set>/<name>.yaml``.
-
-    ``plain`` is for models that go on with a text, ``instruct`` for those that follow instructions.
+    Without ``languages`` every sentence is asked in English, whatever it is written in.
     """
-    file = resources.files("brd.reading").joinpath(f"exemplars/{exemplar_set}/{name}.yaml")
-    loaded: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return loaded
+
+    def __init__(self, by_language: dict[str, dict[str, Behavior]], languages: tuple[str, ...] = ()) -> None:
+        super().__init__(next(iter(by_language.values())))
+        self._by_language = by_language
+        self.languages = languages
+
+    def of(self, name: str, language: str) -> Behavior:
+        """The behavior that asks for sentences of a language (a code)."""
+        return self._by_language[language][name] if self.languages else self[name]
+
+    def each(self, name: str) -> dict[str, Behavior]:
+        """One behavior by language; under an empty code where it is the same for all."""
+        return {code: self.of(name, code) for code in self.languages or ("",)}
+
+
+def load_behaviors(
+    names: Iterable[str], exemplar_set: str = "plain", languages: Iterable[str] | None = None
+) -> Behaviors:
+    """The behaviors of these names (or files of one's own, see ``own_behavior``), in their order, prompted with a set
+    of exemplars (see ``exemplars``) in each of the languages.
+
+    Raises BrdError for exemplars that there are none of, for a file that is no behavior, and for two with one cue.
+    """
+    entries, codes = list(names), tuple(languages or ())
+    by_language = {
+        code: {behavior_name(entry): _load(entry, exemplar_set, code) for entry in entries} for code in codes or ("en",)
+    }
+    cues: dict[str, str] = {}
+    for name, behavior in next(iter(by_language.values())).items():
+        if (other := cues.setdefault(behavior.cue, name)) != name:
+            raise BrdError(f"reading.behaviors: {name} and {other} have the same cue {behavior.cue!r}; change one")
+    return Behaviors(by_language, codes)
+
+
+def behaviors_of(settings: "Reading") -> Behaviors:
+    """The behaviors that a recipe reads with."""
+    return load_behaviors(settings.behaviors, settings.exemplars, settings.languages)
+
+
+def prompts(behaviors: Behaviors) -> dict[str, Any]:
+    """The hash of each behavior's prompt, by language where there are several."""
+    hashes = {name: {code: prompt_hash(b) for code, b in behaviors.each(name).items()} for name in behaviors}
+    return {name: found.get("", found) for name, found in hashes.items()}
+
+
+def _load(entry: str, exemplar_set: str, language: str) -> Behavior:
+    if is_own(entry):
+        from brd.reading import own_behavior
+
+        return own_behavior.load(Path(entry), exemplar_set, language)
+    module, _, attribute = BEHAVIORS[entry].partition(":")
+    data = exemplars(entry, exemplar_set, language)
+    made: Behavior = getattr(import_module(module), attribute)(data, load_language(language))
+    return made
+
+
+def is_own(entry: str) -> bool:
+    """Whether an entry of ``reading.behaviors`` is a file of the user's rather than the name of a behavior of ours."""
+    return entry.endswith(".py")
+
+
+def behavior_name(entry: str) -> str:
+    """The name of a behavior: of a file its own, without the ending."""
+    return Path(entry).stem if is_own(entry) else entry
+
+
+def exemplars(name: str, exemplar_set: str = "plain", language: str = "en", folder: Path | None = None) -> Any:
+    """The task description and exemplars of a behavior: a mapping with the keys ``task`` and ``exemplars``."""
+    file = exemplar_file(name, exemplar_set, language, folder)
+    if folder is None:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    return read_yaml(file, "exemplars are a YAML mapping with the keys task and exemplars")[0]
+
+
+def exemplar_file(name: str, exemplar_set: str, language: str, folder: Path | None = None) -> Path:
+    """``exemplars/<set>/<name>.yaml`` in English, ``<name>.<language>.yaml`` in another language, in the package or in
+    the ``folder`` of a behavior of one's own, where it may also lie beside it and is then for all sets.
+
+    ``plain`` is for models that go on with a text, ``instruct`` for those that follow instructions. Raises BrdError
+    where there is none.
+    """
+    here = folder or Path(__file__).parent
+    file = f"{name}.yaml" if language == "en" else f"{name}.{language}.yaml"
+    places = [here / "exemplars" / exemplar_set / file, *([here / file] if folder else [])]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        spoken = sorted(p.name.split(".")[-2] for p in places[0].parent.glob(f"{name}.??.yaml"))
+        where = (
+            f"; there should be a file {' or '.join(map(str, reversed(places)))}"
+            if folder
+            else f"; there are some in {', '.join(['en', *spoken])} (reading.languages)"
+        )
+        raise BrdError(f"reading.behaviors: {name} has no exemplars in the language {language!r}{where}")
+    return found
+
+
+def few_shot(behavior: Behavior, task: str, shown: Iterable[tuple[str, dict[str, Any]]]) -> str:
+    """The ``prefix`` of a behavior: the task, then each exemplar's sentence with its content as a reading."""
+    blocks = [behavior.suffix(sentence) + behavior.render(content) for sentence, content in shown]
+    return "\n\n".join([one_line(task), *blocks]) + "\n\n"
+
+
+def sentence_and_cue(sentence: str, cue: str) -> str:
+    """The ``suffix`` of all our behaviors: the sentence on a line of its own, then the cue."""
+    return f"Sentence: {one_line(sentence)}\n{cue}"
 
 
 def prompt_hash(behavior: Behavior) -> str:
-    """Changes whenever the prompt, the stop rule or the length limit of a behavior does."""
+    """Changes whenever the prompt or the stop rule of a behavior does."""
     parts = [behavior.prefix, behavior.suffix("\0"), *behavior.stop]
     return hashlib.sha256("\0\0".join(parts).encode()).hexdigest()[:16]
 
@@ -127,42 +245,17 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
-# Words that carry no content of their own (English); a reading may add them freely.
-FUNCTION_WORDS = frozenset(
-    """a an the this that these those it its it's he she they him her them his hers their theirs i me my we us our you
-    your who whom whose which what when where why how is are was were be been being am do does did done has have had
-    having will would can could shall should may might must of in on at to from by for with about as into through
-    during before after above below over under between against and or but nor so yet if then than because since while
-    although though not no yes there here very too also just only both each all any some more most other such own same
-    s t d ll m o re ve y up down out off again once one's himself herself itself themselves someone
-    something nobody nothing everyone everybody everything anyone anybody anything others neither either""".split()
-)
-
-
-def words(text: str) -> list[str]:
-    return [w.lower().replace("’", "'").removesuffix("'s") for w in _WORD.findall(text)]
-
-
-def content_words(text: str) -> list[str]:
-    return [w for w in words(text) if w not in FUNCTION_WORDS]
-
-
-def stem(word: str) -> str:
-    """A crude English stem: enough to match 'moved' with 'moving' and 'cities' with 'city'."""
-    for suffix in ("ingly", "edly", "ies", "ing", "ed", "es", "ly", "s", "e", "y"):
-        if word.endswith(suffix) and len(word) - len(suffix) >= 3:
-            word = word[: -len(suffix)]
+def find_words(text: str, sentence: str, start: int = 0) -> tuple[int, int] | None:
+    """Where a text first stands in a sentence, letter for letter and not inside a word; None where it does not."""
+    while (start := sentence.find(text, start)) >= 0:
+        end = start + len(text)
+        if not (start and _in_word(sentence[start - 1])) and not (end < len(sentence) and _in_word(sentence[end])):
+            return start, end
+        start += 1
+        if start > len(sentence):
             break
-    return word[:-1] if len(word) > 3 and word[-1] == word[-2] else word
+    return None
 
 
-def grounded_share(claim: str, sentence: str, framing: frozenset[str] = frozenset()) -> float:
-    """The share of the claim's content words that stand in the sentence (by stem); 1.0 if it has none.
-
-    Words of ``framing`` (stems) belong to the talk about sentences ('contrast', 'reason') and do not count.
-    """
-    claimed = [stem(w) for w in content_words(claim)]
-    claimed = [w for w in claimed if w not in framing]
-    there = {stem(w) for w in words(sentence)}
-    return sum(w in there for w in claimed) / len(claimed) if claimed else 1.0
+def _in_word(character: str) -> bool:
+    return character.isalnum() or character == "_"

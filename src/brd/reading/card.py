@@ -35,7 +35,7 @@ FIELDS = {
     "start": "where the sentence begins in its paragraph, in characters",
     "end": "where it ends",
     "text": "the sentence",
-    "behavior": "what was read: " + "`ner` named entities, `qra` a question with its answer",
+    "behavior": "what was read: `ner` named entities, `qra` a question with its answer, or another behavior's name",
     "raw": "the teacher's answer as it came",
     "finished": "false where the answer was cut off at the length limit",
     "content": "the reading as JSON (null where the answer is malformed); entities have their place in the sentence, "
@@ -60,12 +60,14 @@ _TOLD = {
         "split",
         "revision",
         "language",
+        "language_field",
+        "language_of",
         "min_characters",
         "max_characters",
         "order",
         "held_out",
     },
-    "reading": {"behaviors", "exemplars", "sentences", "held_out_sentences", "drop_bad_entities"},
+    "reading": {"behaviors", "exemplars", "languages", "sentences", "held_out_sentences", "drop_bad_entities"},
     "teacher": {"kind", "dtype", "chat_template", "max_new_tokens"},
 }
 
@@ -131,7 +133,7 @@ def card(
     parts = [
         f"---\n{_header(run, selection, given, counts)}---\n",
         f"# Readings of {run.recipe.name}\n",
-        _opening(run, given),
+        _opening(run, selection, given),
         _use(given, counts),
         _numbers(selection, counts),
         _making(run, selection, given),
@@ -146,9 +148,9 @@ def _header(run: ReadRun, selection: Selection, given: Given, counts: dict[str, 
 
     total = sum(found["readings"] for found in counts.values())
     sources = [s.removeprefix("hub:") for s in _sources(run) if s.startswith("hub:")]
-    language = run.recipe.text.language
+    languages = run.recipe.reading.languages or [run.recipe.text.language]
     data = DatasetCardData(
-        language=[language] if len(language) in (2, 3) else None,
+        language=[code for code in languages if len(code) in (2, 3)] or None,
         license=given.licence,
         annotations_creators=["machine-generated"],
         size_categories=[next((name for most, name in _SIZES if total < most), "10M<n<100M")],
@@ -184,13 +186,24 @@ def public(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() or name.startswith((".", "~", "$")) else name
 
 
-def _opening(run: ReadRun, given: Given) -> str:
+# What the language model did with a sentence.
+_DID = {
+    "ner": "named the entities",
+    "qra": "raised a question and answered it",
+    "paraphrase": "said it in other words",
+    "implication": "wrote what follows from it and what does not",
+    "relations": "named the relations that it states",
+}
+
+
+def _opening(run: ReadRun, selection: Selection, given: Given) -> str:
+    did = ", or ".join(_DID.get(name, f"answered for `{name}`") for name in selection.behaviors)
     what = ", ".join(f"`{source}`" for source in _sources(run))
     own = "our own CC0 prose, part of the program" if _sources(run) == ["passages"] else ""
     note = one_line(given.note) or own or "see the licence"
     return (
         "A language model read text sentence by sentence, for basic reading distillation "
-        "([paper](https://arxiv.org/abs/2507.19741)): it named the entities, or raised a question and answered it. "
+        f"([paper](https://arxiv.org/abs/2507.19741)): it {did}. "
         "Each answer was checked against its sentence.\n\n"
         f"- **Source of the text:** {note} (`text.source`: {what})\n"
         f"- **Licence:** `{given.licence}`\n"
@@ -235,6 +248,7 @@ def _numbers(selection: Selection, counts: dict[str, Counter[str]]) -> str:
 def _making(run: ReadRun, selection: Selection, given: Given) -> str:
     told = run.recipe.model_dump(include=_TOLD)
     told["text"]["source"] = _sources(run)
+    told["reading"]["behaviors"] = list(map(public, run.recipe.reading.behaviors))
     told["teacher"]["model"] = public(run.recipe.teacher.model)
     recipe = yaml.safe_dump({"name": run.recipe.name, **told}, sort_keys=False, allow_unicode=True)
     identity = [f"- {key}: `{public(str(value))}`" for key, value in teacher_of(run).items()]
@@ -251,11 +265,16 @@ def _making(run: ReadRun, selection: Selection, given: Given) -> str:
         "\nThe prompts: a task, exemplars, then the sentence; the teacher goes on after the cue. With `chat_template` "
         "they are turns of a conversation.\n",
     ]
-    for name, behavior in run.behaviors(selection.behaviors).items():
+    behaviors = run.behaviors(selection.behaviors)
+    for title, behavior in (
+        (f"{name} ({code})" if code else name, behavior)
+        for name in behaviors
+        for code, behavior in behaviors.each(name).items()
+    ):
         limit = min(behavior.max_new_tokens, run.recipe.teacher.max_new_tokens)
         prompt = behavior.prefix + behavior.suffix("...")
         lines += [
-            f"<details><summary>{name}: prompt <code>{prompt_hash(behavior)}</code>, at most {limit} new tokens"
+            f"<details><summary>{title}: prompt <code>{prompt_hash(behavior)}</code>, at most {limit} new tokens"
             f"</summary>\n\n````text\n{prompt}\n````\n\n</details>\n",
         ]
     return "\n".join(lines)
@@ -265,7 +284,7 @@ def _options(run: ReadRun, selection: Selection, given: Given) -> str:
     options = ["--licence", given.licence]
     if given.note:
         options += ["--note", one_line(given.note)]
-    if list(selection.behaviors) != run.recipe.reading.behaviors:
+    if list(selection.behaviors) != run.recipe.reading.names:
         options += ["--behaviors", ",".join(selection.behaviors)]
     if selection.part != "all":
         options += ["--part", selection.part]
@@ -296,8 +315,15 @@ def _limits(selection: Selection) -> str:
     if "qra" in selection.behaviors:
         lines.append(
             "- Answers are verified by their words: most of an answer's content words stand in the sentence. Whether "
-            "it answers the question is not checked. The lists of words and stems are English."
+            "it answers the question is not checked. The lists of words and stems are rough."
         )
+    if {"paraphrase", "implication"} & set(selection.behaviors):
+        lines.append(
+            "- Paraphrases and implications are verified by their words too: whether a paraphrase means the same, and "
+            "whether a claim follows, is not checked."
+        )
+    if "relations" in selection.behaviors:
+        lines.append("- Relations are verified by form: both ends stand in the sentence word for word.")
     lines += [
         "- Sentences were split by a program, and those beyond the length limits were not read.",
         "- The text keeps what its sources hold: names of people, errors, opinions. The readings add the teacher's "

@@ -15,10 +15,11 @@ import numpy as np
 
 from brd import recipe as recipes
 from brd.errors import BrdError, nearest
-from brd.reading.behavior import Behavior, load_behaviors
+from brd.reading.behavior import Behaviors, load_behaviors
 from brd.reading.lookup import Lookup
-from brd.reading.reader import Found, ReadParagraph, as_taught, iter_paragraphs, iter_readings, reading_names
-from brd.reading.store import Reading, reading_key, shards
+from brd.reading.naming import Names, names_in
+from brd.reading.reader import Found, ReadParagraph, as_taught, iter_paragraphs, iter_readings
+from brd.reading.store import Reading, shards
 from brd.recipe import Recipe
 from brd.run import read_json
 
@@ -59,8 +60,13 @@ class ReadRun:
     def readings(self) -> Path:
         return self.path / "readings"
 
-    def behaviors(self, names: Iterable[str]) -> dict[str, Behavior]:
-        return load_behaviors(names, self.recipe.reading.exemplars)
+    def behaviors(self, names: Iterable[str]) -> Behaviors:
+        settings, wanted = self.recipe.reading, set(names)
+        entries = [entry for entry, name in zip(settings.behaviors, settings.names, strict=True) if name in wanted]
+        return load_behaviors(entries, settings.exemplars, settings.languages)
+
+    def names(self, behaviors: Iterable[str]) -> Names:
+        return names_in(self.recipe, self.readings, self.behaviors(behaviors))
 
     def incomplete(self) -> BrdError:
         return BrdError(
@@ -88,7 +94,7 @@ def open_run(path: Path) -> ReadRun:
 
 def select(run: ReadRun, behaviors: str | None, part: str, verified_only: bool) -> Selection:
     """A selection by the words of the command line; BrdError for a behavior or a part that there is not."""
-    known = run.recipe.reading.behaviors
+    known = run.recipe.reading.names
     asked = known if behaviors is None else [name.strip() for name in behaviors.split(",") if name.strip()]
     for name in asked:
         if name not in known:
@@ -108,9 +114,9 @@ def stream(
 
     A few thousand sentences are in memory at a time. Raises BrdError where a reading is missing.
     """
-    names = reading_names(run.recipe, run.readings, run.behaviors(selection.behaviors))
+    names = run.names(selection.behaviors)
     for done, (paragraph, found) in enumerate(iter_readings(run.readings, names, *selection.held_out()), start=1):
-        if len(found) < len(names) * len(paragraph.readable):
+        if len(found) < len(names.behaviors) * len(paragraph.readable):
             raise run.incomplete()
         yield paragraph, found
         if progress and not done % 500:
@@ -119,13 +125,14 @@ def stream(
 
 def distinct(run: ReadRun, selection: Selection) -> Iterator[Reading]:
     """The selected readings, each once wherever its sentence occurs, in the order in which they were stored."""
-    names = reading_names(run.recipe, run.readings, run.behaviors(selection.behaviors))
+    names = run.names(selection.behaviors)
     lookup = Lookup(shards(run.readings))
     wanted = np.zeros(len(lookup), dtype=bool)
     for paragraph in iter_paragraphs(run.readings):
         if paragraph.held_out in selection.held_out():
             sentences = [paragraph.sentence(number) for number in paragraph.readable]
-            rows = lookup.where([reading_key(*name, sentence) for name in names.values() for sentence in sentences])
+            mine = [names.of(behavior, paragraph.language) for behavior in names.behaviors]
+            rows = lookup.where([name.key(sentence) for name in mine for sentence in sentences])
             if (rows < 0).any():
                 raise run.incomplete()
             wanted[rows] = True

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from brd.reading.behavior import FUNCTION_WORDS, Judgement, Trait, exemplars, one_line
+from brd.reading.behavior import Judgement, Trait, few_shot, find_words, malformed, one_line, sentence_and_cue
+from brd.reading.languages import Language
 
 TYPES = ("person", "organization", "location", "date", "event", "product", "work", "other")
 # What models write for a type of the list.
@@ -23,8 +24,6 @@ _ALIASES = {
     "work of art": "work",
     "misc": "other",
 }
-# A capital letter, a digit, or a letter of a script without capitals.
-_STANDS_OUT = re.compile(r"[^\W_a-zß-öø-ÿ]")
 _ENTITY = re.compile(r"(?P<text>[^;]+?) \((?P<type>[^;:()]{1,40})(?:: (?P<description>[^;]*))?\)")
 
 
@@ -34,19 +33,16 @@ class NamedEntities:
     name = "ner"
     skill = "entity_f1"
     cue = "Entities:"
-    stop = ("\n",)
+    stop: tuple[str, ...] = ("\n",)
     max_new_tokens = 72
 
-    def __init__(self, exemplar_set: str = "plain") -> None:
-        data = exemplars(self.name, exemplar_set)
-        shown = [
-            self.suffix(e["sentence"]) + self.render({"entities": [_from_yaml(x) for x in e["entities"]]})
-            for e in data["exemplars"]
-        ]
-        self.prefix = "\n\n".join([one_line(data["task"]), *shown]) + "\n\n"
+    def __init__(self, exemplars: dict[str, Any], language: Language) -> None:
+        self._language = language
+        shown = [(e["sentence"], {"entities": list(map(_from_yaml, e["entities"]))}) for e in exemplars["exemplars"]]
+        self.prefix = few_shot(self, exemplars["task"], shown)
 
     def suffix(self, sentence: str) -> str:
-        return f"Sentence: {one_line(sentence)}\n{self.cue}"
+        return sentence_and_cue(sentence, self.cue)
 
     def parse(self, raw: str) -> dict[str, Any] | None:
         text = raw.strip()
@@ -55,8 +51,9 @@ class NamedEntities:
         if text.rstrip(".").lower() == "none":
             return {"entities": []}
         entities: list[dict[str, Any]] = []
-        for piece in text.removesuffix(".").split(";"):
-            match = _ENTITY.fullmatch(piece.strip())
+        for piece in map(str.strip, text.removesuffix(".").split(";")):
+            # What has no bracket at its end is none, which the expression would only find out at every "(" of it.
+            match = _ENTITY.fullmatch(piece) if piece.endswith(")") else None
             if not match:
                 return None
             kind = match["type"].strip().lower()
@@ -72,14 +69,15 @@ class NamedEntities:
     def judge(self, raw: str, sentence: str, *, finished: bool = True, drop_bad_parts: bool = True) -> Judgement:
         parsed = self.parse(raw)
         if parsed is None or not finished:
-            reason = "cut off before its end" if not finished else "not of the form 'name (type: description); ...'"
-            return Judgement("malformed", reason, None, 0, 0)
+            return malformed(finished, "name (type: description); ...")
         line = one_line(sentence)
         good: list[dict[str, Any]] = []
+        taken: set[str] = set()
         reasons: list[str] = []
         for entity in parsed["entities"]:
-            reason, span = self._check(entity, line, good)
+            reason, span = self._check(entity, line, taken)
             if span:
+                taken.add(entity["text"].lower())
                 good.append({**entity, "start": span[0], "end": span[1]})
             else:
                 reasons.append(reason)
@@ -88,23 +86,19 @@ class NamedEntities:
             return Judgement("rejected", reasons[0], parsed, parts, len(good))
         return Judgement("verified", "", {"entities": good}, parts, len(good))
 
-    @staticmethod
-    def _check(
-        entity: dict[str, Any], sentence: str, accepted: list[dict[str, Any]]
-    ) -> tuple[str, tuple[int, int] | None]:
+    def _check(self, entity: dict[str, Any], sentence: str, taken: set[str]) -> tuple[str, tuple[int, int] | None]:
         """Why an entity is bad, or its span in the one-line sentence."""
         text = entity["text"]
         if entity["type"] not in TYPES:
             return "unknown entity type", None
-        if any(other["text"].lower() == text.lower() for other in accepted):
+        if text.lower() in taken:
             return "entity repeated", None
-        match = re.search(rf"(?<!\w){re.escape(text)}(?!\w)", sentence)
-        if not match:
+        span = find_words(text, sentence)
+        if not span:
             return "entity not in the sentence", None
-        # "She" and "My companion" begin sentences, "the old mill" is no name: something else must stand out.
-        if not any(w.lower() not in FUNCTION_WORDS and _STANDS_OUT.search(w) for w in text.split()):
+        if not self._language.is_name(text, sentence[: span[0]], entity["type"]):
             return "not a name", None
-        return "", match.span()
+        return "", span
 
     def render(self, content: dict[str, Any]) -> str:
         entities = content["entities"]

@@ -12,12 +12,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from brd.reading.behavior import load_behaviors, prompt_hash
+from brd.reading.behavior import behaviors_of
 from brd.reading.floor import Floor
 from brd.reading.lookup import Known
+from brd.reading.naming import Names
 from brd.reading.parquet import read_table, write_table
 from brd.reading.reader import check_parts, choose
-from brd.reading.store import SCHEMA, Reading, Store, reading_key, with_judgement
+from brd.reading.store import SCHEMA, Reading, Store, judged
 from brd.recipe import Recipe
 from brd.teachers.teacher import Answer
 from brd.text.corpus import Corpus
@@ -25,20 +26,21 @@ from brd.text.corpus import Corpus
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What all questions of a behavior share. ``hash`` is that of the prompt (``behavior.prompt_hash``)."""
+    """What all questions of a behavior in one language share."""
 
     prefix: str
     stop: tuple[str, ...]
     max_new_tokens: int
-    hash: str
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A sentence for a behavior: the prompt is the behavior's prefix and ``suffix``. The place is as in ``Reading``."""
+    """A sentence for a behavior. What is asked is the prefix of its prompt, which is found by ``prompt_hash``, and
+    ``suffix``. The place is as in ``Reading``."""
 
     key: str
     behavior: str
+    prompt_hash: str
     document: str
     paragraph: int
     sentence: int
@@ -69,12 +71,10 @@ def question_keys(paths: Iterable[Path]) -> set[str]:
 
 
 def prompts(recipe: Recipe) -> dict[str, Prompt]:
-    """The prompts of a recipe's behaviors."""
-    longest = recipe.teacher.max_new_tokens
-    return {
-        name: Prompt(b.prefix, tuple(b.stop), min(b.max_new_tokens, longest), prompt_hash(b))
-        for name, b in load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars).items()
-    }
+    """The prompts of a recipe's behaviors in the languages that they ask in, by their hashes."""
+    names = Names(recipe, behaviors_of(recipe.reading), "")
+    asked = ((name, names.behavior_of(name)) for name in names)
+    return {name.prompt_hash: Prompt(b.prefix, tuple(b.stop), name.max_new_tokens) for name, b in asked}
 
 
 def questions(
@@ -86,22 +86,23 @@ def questions(
     ``teacher`` is the hash of the teacher's identity. Raises BrdError at the end when a part has no sentence.
     """
     counts: Counter[str] = Counter()
-    behaviors = load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars)
-    shared = prompts(recipe)
+    names = Names(recipe, behaviors_of(recipe.reading), teacher)
     given = Known(list(map(Path, recipe.reading.known)))
     # Half of a key tells ten million of them apart, and a set of integers is a third of one of strings.
     asked: set[int] = set()
     for paragraph in choose(recipe, counts, corpus):
         for number in paragraph.readable:
             text, span = paragraph.sentence(number), paragraph.spans[number]
-            for name, behavior in behaviors.items():
-                key = reading_key(teacher, shared[name].hash, shared[name].max_new_tokens, text)
+            for behavior in names.behaviors:
+                name = names.of(behavior, paragraph.language)
+                key = name.key(text)
                 short = int(key[:16], 16)
                 if short in asked or key in given or any(key in those for those in known):
                     continue
                 asked.add(short)
                 place = (paragraph.document, paragraph.index, number, span.start, span.end)
-                yield Question(key, name, *place, text, behavior.suffix(text))
+                suffix = names.behavior_of(name).suffix(text)
+                yield Question(key, behavior, name.prompt_hash, *place, text, suffix)
     check_parts(recipe, counts)
 
 
@@ -111,10 +112,9 @@ class Intake:
     def __init__(self, recipe: Recipe, teacher: str, store: Store) -> None:
         self.counts: Counter[str] = Counter()
         self._recipe, self._teacher, self._store = recipe, teacher, store
-        self._behaviors = load_behaviors(recipe.reading.behaviors, recipe.reading.exemplars)
-        self._prompts = prompts(recipe)
-        run = store.folder.parent
-        self._floors = {name: Floor(recipe.reading, name, run) for name in self._behaviors}
+        names, run = Names(recipe, behaviors_of(recipe.reading), teacher), store.folder.parent
+        self._behaviors = {name.prompt_hash: names.behavior_of(name) for name in names}
+        self._floors = {name.prompt_hash: Floor(recipe.reading, name.label, run) for name in names}
 
     def take(self, answered: Iterable[tuple[Question, Answer]]) -> int:
         """Store what is not there yet; returns how many that were. Raises BrdError at ``reading.floor``, when what
@@ -132,13 +132,13 @@ class Intake:
             self.counts["cached_tokens"] += answer.cached_tokens
         self._store.append(readings)
         for reading in readings:
-            self._floors[reading.behavior].saw(reading)
+            self._floors[reading.prompt_hash].saw(reading)
         return len(readings)
 
     def _reading(self, question: Question, answer: Answer) -> Reading:
         drop = self._recipe.reading.drop_bad_entities
-        behavior = self._behaviors[question.behavior]
-        blank = Reading(
+        behavior = self._behaviors[question.prompt_hash]
+        return Reading(
             key=question.key,
             document=question.document,
             paragraph=question.paragraph,
@@ -149,15 +149,9 @@ class Intake:
             behavior=question.behavior,
             raw=answer.text,
             finished=answer.finished,
-            content=None,
-            verdict="malformed",
-            reason="",
-            parts=0,
-            parts_verified=0,
             teacher=self._teacher,
-            prompt_hash=self._prompts[question.behavior].hash,
+            prompt_hash=question.prompt_hash,
             prompt_tokens=answer.prompt_tokens,
             new_tokens=answer.new_tokens,
+            **judged(behavior.judge(answer.text, question.text, finished=answer.finished, drop_bad_parts=drop)),
         )
-        judged = behavior.judge(answer.text, question.text, finished=answer.finished, drop_bad_parts=drop)
-        return with_judgement(blank, judged)

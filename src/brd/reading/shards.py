@@ -55,14 +55,13 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A folder of questions and answers. ``teacher`` is the hash of the teacher's identity, ``hashes`` are those of
-    the prompts."""
+    """A folder of questions and answers. ``teacher`` is the hash of the teacher's identity; what prompts share is
+    found by their hashes."""
 
     folder: Path
     settings: TeacherSettings
     teacher: str
     shared: dict[str, ray_data.Shared]
-    hashes: dict[str, str]
 
     def inputs(self) -> list[Path]:
         return sorted((self.folder / "in").glob("part-*.parquet"))
@@ -81,7 +80,7 @@ def plan(recipe: Recipe, folder: Path) -> Job:
     shared = prompts(recipe)
     about = {
         "identity": identity,
-        "prompts": {name: asdict(prompt) for name, prompt in shared.items()},
+        "prompts": {mark: asdict(prompt) for mark, prompt in shared.items()},
     }
     path = folder / fingerprint("shards", about)
     write_json(path / "job.json", {"teacher": recipe.teacher.model_dump(exclude={"server"}), **about})
@@ -94,15 +93,14 @@ def open_job(folder: Path) -> Job:
     try:
         settings = TeacherSettings.model_validate(found["teacher"])
         shared = {
-            name: ray_data.Shared(p["prefix"], tuple(p["stop"]), int(p["max_new_tokens"]))
-            for name, p in found["prompts"].items()
+            mark: ray_data.Shared(p["prefix"], tuple(p["stop"]), int(p["max_new_tokens"]))
+            for mark, p in found["prompts"].items()
         }
-        hashes = {name: str(p["hash"]) for name, p in found["prompts"].items()}
     except (TypeError, KeyError, ValueError):
         raise BrdError(
             f"{folder}: no folder of shards; `brd shards write RECIPE` makes one and says its name"
         ) from None
-    return Job(folder, settings, teacher_hash(ray_data.load(settings)), shared, hashes)
+    return Job(folder, settings, teacher_hash(ray_data.load(settings)), shared)
 
 
 def write(recipe: Recipe, job: Job, store: Store, corpus: Corpus | None = None) -> int:
@@ -177,7 +175,7 @@ class _Shard:
 
     def __init__(self, source: Path) -> None:
         self.source = source
-        self.rows = read_table(source, ["key", "behavior", "text"]).to_pylist()
+        self.rows = read_table(source, ["key", "behavior", "prompt_hash", "text"]).to_pylist()
         self._open = {row["key"] for row in self.rows}
         self.answers: dict[str, Answer] = {}
 
@@ -195,15 +193,14 @@ class _Shard:
 
 def _write(job: Job, shard: _Shard, target: Path) -> None:
     found = [shard.answers[row["key"]] for row in shard.rows]
-    names = [row["behavior"] for row in shard.rows]
     columns = {
         "key": [row["key"] for row in shard.rows],
-        "behavior": names,
+        "behavior": [row["behavior"] for row in shard.rows],
         "text": [row["text"] for row in shard.rows],
         "raw": [answer.text for answer in found],
         "finished": [answer.finished for answer in found],
         "teacher": [job.teacher] * len(found),
-        "prompt_hash": [job.hashes[name] for name in names],
+        "prompt_hash": [row["prompt_hash"] for row in shard.rows],
         "prompt_tokens": [answer.prompt_tokens for answer in found],
         "new_tokens": [answer.new_tokens for answer in found],
     }

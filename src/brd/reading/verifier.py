@@ -2,30 +2,59 @@
 
 import ast
 import contextlib
+import dataclasses
 import hashlib
 import importlib.util
 import inspect
+import json
+import re
 import sys
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from brd.reading.behavior import Behavior
+from brd.reading.behavior import Behavior, Behaviors, prompt_hash
 from brd.run import fingerprint
+
+
+def verifier_prints(behaviors: Behaviors, **settings: Any) -> dict[str, str]:
+    """Of each behavior, in all its languages together: which one judges a reading is found by the prompt."""
+    return {
+        name: fingerprint("verifiers", [(prompt_hash(b), verifier_print(b, **settings)) for b in asked.values()])
+        for name, asked in ((name, behaviors.each(name)) for name in behaviors)
+    }
 
 
 def verifier_print(behavior: Behavior, **settings: Any) -> str:
     """Changes whenever the verdicts of a behavior may: with the ``settings`` that its ``judge`` is called with, with
-    what the object holds (its exemplars, a list of words that it loaded), with the source of the modules that it is
+    what the object holds (its exemplars, the rules of its language), with the source of the modules that it is
     made of and of those that they import, with the versions of Python and of other packages that are imported.
 
     Rather too often than too seldom: where a source cannot be had, or what the object holds shows no lasting form, it
     is another one each time. What ``judge`` itself reads from a file is not seen; the object is to hold it.
     """
-    held = {name: repr(value) for name, value in getattr(behavior, "__dict__", {}).items()}
+    held = _form(getattr(behavior, "__dict__", {}))
     return fingerprint("verifier", settings, held, sys.version_info[:2], _code(_made_of(type(behavior))))
+
+
+def _form(value: Any, inside: tuple[int, ...] = ()) -> Any:
+    """A value as JSON, the same in every process: sets have no order of their own, and what holds itself an end."""
+    if id(value) in inside:
+        return "..."
+    inside = (*inside, id(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        held = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return [type(value).__qualname__, _form(held, inside)]
+    if isinstance(value, Mapping):
+        return [[_form(key, inside), _form(one, inside)] for key, one in value.items()]
+    if isinstance(value, list | tuple):
+        return [_form(one, inside) for one in value]
+    if isinstance(value, Set):
+        return ["set", *sorted(json.dumps(_form(one, inside)) for one in value)]
+    # Of a long pattern `repr` shows the beginning only.
+    return [value.pattern, value.flags] if isinstance(value, re.Pattern) else repr(value)
 
 
 def _made_of(kind: type) -> Iterator[str]:

@@ -26,7 +26,13 @@ DETECTABLE = 2.8
 HOLLOW = 0.5
 # From so many questions on, it is worth saying how many of them are the same.
 MANY = 10
-BEHAVIOR_NAMES = {"ner": "named entities", "qra": "questions and answers"}
+BEHAVIOR_NAMES = {
+    "ner": "named entities",
+    "qra": "questions and answers",
+    "paraphrase": "paraphrases",
+    "implication": "implications",
+    "relations": "relations",
+}
 Figures = Mapping[str, Any]
 
 
@@ -54,7 +60,8 @@ def render(
     )
     environment.filters |= {"number": number, "percent": percent, "duration": figures.duration}
     style, script = (Markup(_template(name)) for name in ("report.css", "report.js"))
-    browser = _browser(readings, str(get(recipe, "text", "language") or ""))
+    languages = get(recipe, "reading", "languages") or [get(recipe, "text", "language") or ""]
+    browser = _browser(readings, str(languages[0]) if len(languages) == 1 else "")
     page = environment.get_template("report.html").render(
         style=style,
         script=script,

@@ -2,10 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from brd.reading.behavior import BEHAVIORS
-from brd.sections.section import Positive, Section, all_known
+from brd.sections.section import Positive, Section
 
 
 class Composing(Section):
@@ -24,12 +23,6 @@ class Composing(Section):
     sentences: Positive | None = None
     mix: dict[str, Annotated[float, Field(ge=0, le=100)]] = {}
     row_tokens: Annotated[int, Field(ge=8, le=131072)] = 512
-
-    @field_validator("mix")
-    @classmethod
-    def _known(cls, mix: dict[str, float]) -> dict[str, float]:
-        all_known("part of the mix", list(mix), ("original", *BEHAVIORS))
-        return mix
 
     def weight(self, part: str) -> float:
         return self.mix.get(part, 1.0)

@@ -15,6 +15,10 @@ class Text(Section):
     has something of every source; the whole corpus is then held in memory. ``id_field`` names a field of records that
     holds their documents' ids, instead of file and number. ``held_out`` and ``healing`` are shares of
     the documents that no arm trains on: for the tests of reading, and for healing the student beforehand.
+
+    What a text is written in is said, in this order, by the field ``language_field`` of its record, by the first
+    pattern of ``language_of`` that its file's name matches (as documents are named; ``hub:NAME`` of a Hub dataset), and
+    by ``language``.
     """
 
     source: str | list[str] = "passages"
@@ -26,6 +30,8 @@ class Text(Section):
     revision: str | None = None
     encoding_errors: Literal["strict", "replace"] = "strict"
     language: str = "en"
+    language_field: str | None = None
+    language_of: dict[str, str] = {}
     filters: Filters = Filters()
     min_characters: Positive = 15
     max_characters: Positive = 400
@@ -38,9 +44,8 @@ class Text(Section):
 
         Keys that are younger than some runs are left out where they are not used, so that these runs stay current.
         """
-        keys = self.model_dump(exclude={"source", "id_field", "filters"})
-        if self.id_field is not None:
-            keys["id_field"] = self.id_field
+        unused = {key for key in ("id_field", "language_field", "language_of") if not getattr(self, key)}
+        keys = self.model_dump(exclude={"source", "filters"} | unused)
         if on := self.filters.on():
             keys["filters"] = {name: settings.model_dump() for name, settings in on.items()}
         return keys

@@ -27,7 +27,7 @@ AHEAD = 2
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all questions of a kind share: their prefix, where their answers end, and how long these may be."""
+    """What all questions of a prompt share: their prefix, where their answers end, and how long these may be."""
 
     prefix: str
     stop: tuple[str, ...]
@@ -70,7 +70,7 @@ class RayData:
         if not suffixes:
             return
         ray = start()
-        rows = [{"key": str(n), "behavior": "", "suffix": s, "shard": ""} for n, s in enumerate(suffixes)]
+        rows = [{"key": str(n), "prompt_hash": "", "suffix": s, "shard": ""} for n, s in enumerate(suffixes)]
         shared = {"": Shared(prefix, tuple(stop), max_new_tokens)}
         for row in answers(self._settings, shared, ray.data.from_items(rows)):
             yield int(row.key), row.answer
@@ -97,14 +97,14 @@ def start() -> Any:
 
 
 def read_files(settings: TeacherSettings, shared: Mapping[str, Shared], files: Sequence[Path]) -> Iterator[Row]:
-    """The answers to the questions of Parquet files (columns key, behavior, suffix, shard), in any order but a file at
-    a time. Every machine has to see the files under the same path."""
+    """The answers to the questions of Parquet files (columns key, prompt_hash, suffix, shard), in any order but a file
+    at a time. Every machine has to see the files under the same path."""
     ray = start()
 
     def content(table: Any) -> Any:
         import pyarrow.parquet as pq
 
-        return pq.read_table(table["file"][0].as_py(), columns=["key", "behavior", "suffix", "shard"])
+        return pq.read_table(table["file"][0].as_py(), columns=["key", "prompt_hash", "suffix", "shard"])
 
     # Ray's own reader puts small files together, and what is answered together is lost together.
     names = ray.data.from_items([{"file": str(f.resolve())} for f in files], override_num_blocks=len(files))
@@ -187,19 +187,19 @@ def _stages(settings: TeacherSettings, shared: Mapping[str, Shared]) -> tuple[An
     use nothing of this package."""
     render = _template(settings) if settings.chat_template else None
     asked = {}
-    for name, one in shared.items():
+    for mark, one in shared.items():
         prefix, turn = chat.split(one.prefix, render) if render else (one.prefix, None)
-        asked[name] = (prefix, turn, list(one.stop), one.max_new_tokens)
+        asked[mark] = (prefix, turn, list(one.stop), one.max_new_tokens)
 
     def before(row: dict[str, Any]) -> dict[str, Any]:
-        prefix, turn, stop, limit = asked[row["behavior"]]
+        prefix, turn, stop, limit = asked[row["prompt_hash"]]
         suffix = turn(row["suffix"]) if turn else row["suffix"]
         # The stop string tells an answer that ended with the last token it was allowed from one that was cut there.
         sampling = {"temperature": 0.0, "max_tokens": limit, "stop": stop, "include_stop_str_in_output": True}
         return {"prompt": prefix + suffix, "sampling_params": sampling}
 
     def after(row: dict[str, Any]) -> dict[str, Any]:
-        _, _, stop, limit = asked[row["behavior"]]
+        _, _, stop, limit = asked[row["prompt_hash"]]
         text, count = row["generated_text"], int(row["num_generated_tokens"])
         ends = [place for place in (text.find(s) for s in stop) if place >= 0]
         return {

@@ -1,4 +1,4 @@
-"""JSON lines and Parquet files (compressed or not) and Hub datasets to records: a document's id and its text."""
+"""JSON lines and Parquet files (compressed or not) and Hub datasets to records: a document's id, text and language."""
 
 import json
 import re
@@ -17,10 +17,12 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A document before it is cut into paragraphs."""
+    """A document before it is cut into paragraphs; ``language`` is what its field ``text.language_field`` holds, empty
+    where it is not known."""
 
     document: str
     text: str
+    language: str = ""
 
 
 @dataclass(slots=True)
@@ -65,7 +67,8 @@ def jsonl(path: Path, name: str, settings: Text) -> Iterator[Record]:
             raise BrdError(f"{where}: should be a JSON object with a field {settings.field!r}")
         _check_fields(record, where, settings)
         value = _whole(record[key], where, key, settings) if key else None
-        yield Record(names.next(value, where), _whole(record[settings.field], where, settings.field, settings))
+        text = _whole(record[settings.field], where, settings.field, settings)
+        yield Record(names.next(value, where), text, _language(record.get(settings.language_field), where, settings))
 
 
 def _check_fields(record: dict[str, Any], where: str, settings: Text) -> None:
@@ -75,6 +78,17 @@ def _check_fields(record: dict[str, Any], where: str, settings: Text) -> None:
         raise BrdError(f"{where}: field {settings.field!r} {what}; text.field names the one with the text")
     if settings.id_field and settings.id_field not in record:
         raise BrdError(f"{where}: field {settings.id_field!r} is missing {there}; text.id_field names the one with ids")
+    if settings.language_field and settings.language_field not in record:
+        raise BrdError(
+            f"{where}: field {settings.language_field!r} is missing {there}; text.language_field names the one with "
+            "the language, which may be null"
+        )
+
+
+def _language(value: Any, where: str, settings: Text) -> str:
+    if not isinstance(value, str | None):
+        raise BrdError(f"{where}: field {settings.language_field!r} should be the code of a language, such as de")
+    return value or ""
 
 
 def _whole(value: Any, where: str, key: str, settings: Text) -> Any:
@@ -107,25 +121,28 @@ def parquet(path: Path, name: str, settings: Text) -> Iterator[Record]:
 def _rows(path: Path, unpacked: Path, name: str, settings: Text) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
-    keys = {"field": settings.field, **({"id_field": settings.id_field} if settings.id_field else {})}
+    asked = {"field": settings.field, "id_field": settings.id_field, "language_field": settings.language_field}
+    keys = {key: column for key, column in asked.items() if column}
     names = _Names(name, settings)
     with pq.ParquetFile(unpacked) as file:
         for key, column in keys.items():
             if column not in file.schema_arrow.names:
                 there = ", ".join(file.schema_arrow.names)
-                what = "the text" if key == "field" else "ids"
+                what = {"field": "the text", "id_field": "ids"}.get(key, "the language")
                 raise BrdError(
                     f"{path}: has no column {column!r} (there are {there}); text.{key} names the one with {what}"
                 )
         number = 0
         for batch in file.iter_batches(batch_size=1024, columns=list(dict.fromkeys(keys.values()))):
-            texts = _values(batch.column(settings.field), path, number, settings)
-            ids = _values(batch.column(settings.id_field), path, number, settings) if settings.id_field else texts
-            for text, value in zip(texts, ids, strict=True):
+            columns = [
+                _values(batch.column(column), path, number, settings) if column else [None] * len(batch)
+                for column in asked.values()
+            ]
+            for text, value, language in zip(*columns, strict=True):
                 where = f"{path}: row {number}"
                 if not isinstance(text, str):
                     raise BrdError(f"{where}: column {settings.field!r} is not text")
-                yield Record(names.next(value, where), text)
+                yield Record(names.next(value, where), text, _language(language, where, settings))
                 number += 1
 
 
@@ -169,7 +186,9 @@ def hub(source: str, settings: Text) -> Iterator[Record]:
                     f"{source}: record {number} has no field {settings.id_field!r} (there are {there}); "
                     "text.id_field names the one with ids"
                 )
-            yield Record(names.next(record.get(settings.id_field), f"{source}: record {number}"), text)
+            where = f"{source}: record {number}"
+            language = _language(record.get(settings.language_field), where, settings)
+            yield Record(names.next(record.get(settings.id_field), where), text, language)
     except BrdError:
         raise
     except Exception as error:

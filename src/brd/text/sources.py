@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def paragraphs(
 def _in_corpus_order(settings: Text) -> Iterator[Paragraph]:
     for place in _places(settings):
         if isinstance(place, str):
-            yield from _cut(hub(place, settings), settings.layout)
+            yield from _cut(hub(place, settings), settings.layout, file_language(settings, place))
         else:
             yield from _local(settings, place)
 
@@ -151,37 +152,45 @@ def _supported() -> str:
 
 
 def _local(settings: Text, file: _File) -> Iterator[Paragraph]:
-    kind = _format(file.path)
+    kind, language = _format(file.path), file_language(settings, file.name)
     if kind == ".txt":
         text = (line for _, line in lines(file.path, settings.encoding_errors))
-        yield from _line_layout(file.name, text) if file.layout == "line" else _blocks(file.name, text)
+        layout = _line_layout if file.layout == "line" else _blocks
+        yield from layout(file.name, text, language)
     else:
-        yield from _cut((jsonl if kind == ".jsonl" else parquet)(file.path, file.name, settings), file.layout)
+        records = (jsonl if kind == ".jsonl" else parquet)(file.path, file.name, settings)
+        yield from _cut(records, file.layout, language)
 
 
-def _cut(records: Iterable[Record], layout: str) -> Iterator[Paragraph]:
-    """A record's text is one document, whatever the layout."""
+def file_language(settings: Text, name: str) -> str:
+    """The language of the first pattern of ``text.language_of`` that matches a file's name, as documents are named (not
+    a machine's path); empty where none does."""
+    return next((code for pattern, code in settings.language_of.items() if fnmatchcase(name, pattern)), "")
+
+
+def _cut(records: Iterable[Record], layout: str, language: str) -> Iterator[Paragraph]:
+    """A record's text is one document, whatever the layout; ``language`` is that of records that do not say theirs."""
     for record in records:
-        text = record.text.replace("\r\n", "\n").split("\n")
+        text, said = record.text.replace("\r\n", "\n").split("\n"), record.language or language
         if layout == "blank_line":
-            yield from _blocks(record.document, text)
+            yield from _blocks(record.document, text, said)
         else:
             kept = (line for line in text if line.strip())
-            yield from (Paragraph(record.document, index, line) for index, line in enumerate(kept))
+            yield from (Paragraph(record.document, index, line, said) for index, line in enumerate(kept))
 
 
-def _line_layout(name: str, text: Iterable[str]) -> Iterator[Paragraph]:
+def _line_layout(name: str, text: Iterable[str], language: str) -> Iterator[Paragraph]:
     """CC-100's layout: a paragraph a line, a blank line between documents."""
     document = index = 0
     for line in text:
         if line.strip():
-            yield Paragraph(f"{name}#{document}", index, line)
+            yield Paragraph(f"{name}#{document}", index, line, language)
             index += 1
         elif index:
             document, index = document + 1, 0
 
 
-def _blocks(document: str, text: Iterable[str]) -> Iterator[Paragraph]:
+def _blocks(document: str, text: Iterable[str], language: str) -> Iterator[Paragraph]:
     """Paragraphs between blank lines; line breaks inside a paragraph stay."""
     block: list[str] = []
     index = 0
@@ -189,7 +198,7 @@ def _blocks(document: str, text: Iterable[str]) -> Iterator[Paragraph]:
         if line.strip():
             block.append(line)
         elif block:
-            yield Paragraph(document, index, "\n".join(block))
+            yield Paragraph(document, index, "\n".join(block), language)
             index, block = index + 1, []
     if block:
-        yield Paragraph(document, index, "\n".join(block))
+        yield Paragraph(document, index, "\n".join(block), language)

@@ -59,6 +59,13 @@
     return line;
   }
 
+  // What a behavior's content holds, as text: lists of records as the records' values.
+  function told(value) {
+    if (!Array.isArray(value)) return typeof value === "string" ? value : JSON.stringify(value);
+    const one = (x) => (x && typeof x === "object" ? Object.values(x).join(" · ") : String(x));
+    return value.map(one).join("; ") || "none";
+  }
+
   function shown(reading) {
     const box = element("div", `reading ${reading.verdict}`);
     box.dataset.behavior = reading.behavior;
@@ -84,7 +91,7 @@
     } else {
       const pair = element("dl");
       for (const [label, text] of Object.entries(content)) {
-        const value = element("dd", "", typeof text === "string" ? text : JSON.stringify(text));
+        const value = element("dd", "", told(text));
         value.dir = "auto";
         pair.append(element("dt", "", label), value);
       }
