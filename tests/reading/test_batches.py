@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batch_server import Batch, Line, Provider
@@ -503,6 +503,7 @@ json_like = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=40) | json_like.map(lambda value: json.dumps(value).encode()), max_size=5))
 def test_any_line_is_an_answer_a_refusal_or_nothing(found: list[bytes]) -> None:
     asked = {k: Question(k, "ner", "p", "d", 0, 0, 0, 1, "A.", "Sentence: A.") for k in ("a", "b")}

@@ -319,6 +319,27 @@ def test_a_template_that_begins_with_bos_does_not_get_another_one(tmp_path: Path
         assert prompt == ("" if adds else "<s>") + "[Do.][A.][E: none][B.]E:"
 
 
+def test_what_travels_to_the_workers_needs_nothing_of_this_package(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    from ray import cloudpickle
+
+    settings = Settings.model_validate(
+        {"kind": "vllm", "model": "m", "chat_template": True, "cluster": {"weights": str(tiny_model)}}
+    )
+    stages = ray_data._stages(settings, {"ner": ray_data.Shared("Do.\n\nA.\nE: none\n\n", ("\n",), 5)})
+    packed = cloudpickle.dumps(stages)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "brd"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    before, after = cloudpickle.loads(packed)
+    row = {"key": "k", "shard": "s", "behavior": "ner", "suffix": "B.\nE:"}
+    assert before(row) == stages[0](row)
+    row |= {"generated_text": " none\nX", "num_generated_tokens": 5, "num_input_tokens": 9}
+    told = {"raw": " none", "finished": True, "prompt_tokens": 9, "new_tokens": 5}
+    assert after(row) == {"key": "k", "shard": "s", **told}
+
+
 # On a cluster.
 
 

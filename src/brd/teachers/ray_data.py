@@ -86,7 +86,10 @@ def start() -> Any:
         import ray.data
     except ImportError:
         raise BrdError(f"teacher.kind vllm: {MISSING}") from None
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    # Ray gives up after half an hour in which no shard moves: less than machines or a large model may take to come.
+    context.execution_no_progress_timeout_s = -1
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
@@ -135,13 +138,13 @@ def answers(settings: TeacherSettings, shared: Mapping[str, Shared], dataset: An
     try:
         processor = build_processor(_processor(settings), preprocess=before, postprocess=after)
         # Without a look ahead, which would keep what is answered back until more is.
-        blocks = processor(dataset).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        for row in (row for block in blocks for row in block.to_pylist()):
-            yield _row(row)
-    except ray.exceptions.RayError as error:
+        for block in processor(dataset).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from map(_row, block.to_pylist())
+    except Exception as error:
+        # Of Ray's many kinds of errors (no engine, a lost machine, an error in a worker) none is of this program.
         raise TeacherUnreachable(
             f"teacher.kind vllm: {_line(error)}; shards that were whole are kept, and the same command reads the rest"
-        ) from None
+        ) from error
 
 
 def _row(row: dict[str, Any]) -> Row:
