@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module, resources
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -148,6 +149,7 @@ def content_words(text: str) -> list[str]:
     return [w for w in words(text) if w not in FUNCTION_WORDS]
 
 
+@lru_cache(2**16)
 def stem(word: str) -> str:
     """A crude English stem: enough to match 'moved' with 'moving' and 'cities' with 'city'."""
     for suffix in ("ingly", "edly", "ies", "ing", "ed", "es", "ly", "s", "e", "y"):

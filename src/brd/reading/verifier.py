@@ -7,7 +7,8 @@ import importlib.util
 import inspect
 import sys
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def _code(first: Iterable[str]) -> dict[str, Any]:
     versions."""
     waiting = list(first)
     own = {_top(name) for name in [__name__, *waiting]}
-    installed = metadata.packages_distributions()
+    installed = _installed()
     found: dict[str, Any] = {}
     while waiting:
         name = waiting.pop()
@@ -58,6 +59,12 @@ def _code(first: Iterable[str]) -> dict[str, Any]:
         with contextlib.suppress(SyntaxError, ValueError):
             waiting += _imports(name, content)
     return found
+
+
+@cache
+def _installed() -> Mapping[str, list[str]]:
+    """The distributions of each package that can be imported."""
+    return metadata.packages_distributions()
 
 
 def _top(name: str) -> str:
