@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
 
@@ -39,7 +39,7 @@ class Names:
     nouns: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Language:
     """The rules of one language. All words are in lower case.
 
@@ -78,17 +78,7 @@ class Language:
 
     def stem(self, word: str) -> str:
         """A crude stem: enough to match 'moved' with 'moving', 'cities' with 'city', 'Häuser' with 'Haus'."""
-        word = word.translate(self.letters) if self.letters else word
-        for beginning in self.beginnings:
-            if word.startswith(beginning) and len(word) - len(beginning) >= 4:
-                word = word.removeprefix(beginning)
-                break
-        while True:
-            ending = next((e for e in self.endings if word.endswith(e) and len(word) - len(e) >= 3), "")
-            word = word.removesuffix(ending)
-            if not (ending and self.endings_again):
-                break
-        return word[:-1] if self.doubled_letters and len(word) > 3 and word[-1] == word[-2] else word
+        return _stem(self, word)
 
     def stems(self, words_: Iterable[str]) -> list[str]:
         return [self.stem(word) for word in words_]
@@ -145,6 +135,22 @@ class Language:
         if kind == "person" and (last in rules.articles or (len(said) > 1 and said[0] in rules.articles)):
             return False
         return not any(w[3:].endswith(rules.endings) or w.translate(self.letters) in rules.nouns for w in alone)
+
+
+# Most of what is spent on judging goes here, and most words come again.
+@lru_cache(2**16)
+def _stem(language: Language, word: str) -> str:
+    word = word.translate(language.letters) if language.letters else word
+    for beginning in language.beginnings:
+        if word.startswith(beginning) and len(word) - len(beginning) >= 4:
+            word = word.removeprefix(beginning)
+            break
+    while True:
+        ending = next((e for e in language.endings if word.endswith(e) and len(word) - len(e) >= 3), "")
+        word = word.removesuffix(ending)
+        if not (ending and language.endings_again):
+            break
+    return word[:-1] if language.doubled_letters and len(word) > 3 and word[-1] == word[-2] else word
 
 
 def words(text: str) -> list[str]:

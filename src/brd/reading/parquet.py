@@ -20,7 +20,10 @@ def read_table(path: Path, columns: list[str] | None = None, behavior: str | Non
     be read at all."""
     filters = None if behavior is None else [("behavior", "==", behavior)]
     with named(path):
-        return pq.read_table(path, columns=columns, filters=filters, page_checksum_verification=True)
+        table = pq.read_table(path, columns=columns, filters=filters, page_checksum_verification=True)
+    if missing := [name for name in columns or () if name not in table.column_names]:
+        raise damaged(path, f"it has no column {missing[0]!r}")
+    return table
 
 
 def read_pieces(path: Path, rows: int) -> Iterator[pa.Table]:
@@ -46,10 +49,14 @@ def named(path: Path) -> Iterator[None]:
         # What the system refuses has a number; what pyarrow cannot make out has none.
         if getattr(error, "errno", None):
             raise BrdError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-        raise Damaged(
-            f"{path}: damaged ({str(error).splitlines()[0]}); put a whole copy in its place, or move it away and run "
-            "the same command again: only what was in this file is then asked for again"
-        ) from None
+        raise damaged(path, str(error).splitlines()[0]) from None
+
+
+def damaged(path: Path, why: str) -> Damaged:
+    return Damaged(
+        f"{path}: damaged ({why}); put a whole copy in its place, or move it away and run the same command again: only "
+        "what was in this file is then asked for again"
+    )
 
 
 def write_table(table: pa.Table, path: Path, notes: Mapping[str, str] | None = None) -> None:
@@ -70,17 +77,6 @@ def writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
         with scratch.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(scratch, path)
-        sync_folder(path.parent)
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes new names in a folder outlast a loss of power, where the file system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -21,7 +21,7 @@ import pyarrow as pa
 from brd.errors import BrdError
 from brd.reading.behavior import Judgement
 from brd.reading.keys import KeyIndex
-from brd.reading.parquet import Damaged, read_note, read_pieces, read_table, write_table, writer
+from brd.reading.parquet import Damaged, damaged, read_note, read_pieces, read_table, write_table, writer
 
 SCHEMA = pa.schema(
     [
@@ -196,7 +196,7 @@ class Store:
             noted: dict[str, str] | None = json.loads(read_note(shard, _JUDGED_BY) or "null")
             stale = {name for name, mark in verifiers.items() if noted is None or noted.get(name, mark) != mark}
             if stale:
-                before = readings_of(read_table(shard))
+                before = readings_of(read_table(shard, _FIELDS))
                 after = [judge(r) if r.behavior in stale else r for r in before]
                 changed += sum(a != b for a, b in zip(before, after, strict=True))
                 judged_by = {r.behavior: verifiers.get(r.behavior, (noted or {}).get(r.behavior, "")) for r in after}
@@ -206,7 +206,7 @@ class Store:
     def last(self, behavior: str, wanted: Callable[[Reading], bool], most: int) -> list[Reading]:
         """A behavior's readings that came in last among those that are wanted, at most so many, in their order."""
         found: list[Reading] = []
-        sealed = (readings_of(read_table(path, behavior=behavior)) for path in reversed(self.shards()))
+        sealed = (readings_of(read_table(path, _FIELDS, behavior)) for path in reversed(self.shards()))
         for readings in itertools.chain([[r for r in self._open if r.behavior == behavior]], sealed):
             found += itertools.islice(filter(wanted, reversed(readings)), most - len(found))
             if len(found) == most:
@@ -216,28 +216,30 @@ class Store:
     def _load(self) -> None:
         for path in self.folder.glob("*.tmp"):
             path.unlink()
-        found, damaged = self.shards(), self._damaged()
-        left = list(_read_journal(self.folder / JOURNAL))
-        if damaged:
-            found.remove(damaged)
-            left += _read_journal(self.folder / _SEALED)
+        found, broken = self.shards(), self._damaged()
+        if broken:
+            found.remove(broken)
         for shard in found:
             self._sealed.add(read_table(shard, ["key"])["key"].to_pylist())
-        there = self.has([reading.key for reading in left])
-        self._open = [*{r.key: r for r, sealed in zip(left, there, strict=True) if not sealed}.values()]
+        # Of two rows with one key the later one; those that a shard has are not open.
+        journals = itertools.chain(_read_journal(self.folder / _SEALED), _read_journal(self.folder / JOURNAL))
+        rows = {reading.key: reading for reading in journals}
+        there = self.has(list(rows))
+        self._open = [reading for reading, sealed in zip(rows.values(), there, strict=True) if not sealed]
         self._open_keys = {reading.key for reading in self._open}
         self._journal = self._write_journal()
-        if damaged:
-            os.replace(damaged, damaged.with_name(f"{damaged.name}.damaged"))
+        if broken:
+            os.replace(broken, broken.with_name(f"{broken.name}.damaged"))
             self.mended += 1
         self._next = max((int(path.stem.rsplit("-", 1)[1]) for path in found), default=-1) + 1
 
     def _damaged(self) -> Path | None:
         """The last shard, where it is damaged and the journal that it was made of is there. Raises Damaged where that
-        is not; an earlier one, which no crash can damage, is for the user to look at."""
+        is not. An earlier shard, which no crash can damage, is for the user to look at."""
         for shard in self.shards()[-1:]:
             try:
-                read_table(shard)
+                if not read_table(shard).schema.equals(SCHEMA):
+                    raise damaged(shard, "it has other columns")
             except Damaged:
                 if not (self.folder / _SEALED).exists():
                     raise
@@ -283,7 +285,7 @@ def load(folder: Path, keys: Iterable[str]) -> dict[str, Reading]:
     wanted = set(keys)
     found: dict[str, Reading] = {}
     for shard in shards(folder):
-        found.update((r.key, r) for r in readings_of(read_table(shard)) if r.key in wanted)
+        found.update((r.key, r) for r in readings_of(read_table(shard, _FIELDS)) if r.key in wanted)
     return found
 
 

@@ -11,6 +11,7 @@ import re
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Set
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def _code(first: Iterable[str]) -> dict[str, Any]:
     versions."""
     waiting = list(first)
     own = {_top(name) for name in [__name__, *waiting]}
-    installed = metadata.packages_distributions()
+    installed = _installed()
     found: dict[str, Any] = {}
     while waiting:
         name = waiting.pop()
@@ -87,6 +88,12 @@ def _code(first: Iterable[str]) -> dict[str, Any]:
         with contextlib.suppress(SyntaxError, ValueError):
             waiting += _imports(name, content)
     return found
+
+
+@cache
+def _installed() -> Mapping[str, list[str]]:
+    """The distributions of each package that can be imported."""
+    return metadata.packages_distributions()
 
 
 def _top(name: str) -> str:
