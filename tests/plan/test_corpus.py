@@ -200,3 +200,15 @@ def test_the_sample_has_every_length_and_does_not_depend_on_order(lengths: list[
     for number, length in enumerate(places):
         assert by_length[max(0, number * len(pool) // len(drawn) - width)] <= length
         assert length <= by_length[min(len(pool) - 1, (number + 1) * len(pool) // len(drawn) + width)]
+
+
+def test_a_dataset_of_the_hub_is_counted_where_little_of_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [{"text": text} for text in paragraphs(400)]
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: iter(records))
+    found = looked(recipe("hub:some/name", sentences=100, held_out_sentences=10))
+    assert found.exact
+    assert 100 <= found.sentences["train"] < 105
+    found = looked(recipe("hub:some/name"))
+    assert not found.exact
+    assert "not known, and taken to be enough" in found.how
+    assert found.sentences == {"train": EVERYTHING, "held_out": EVERYTHING}

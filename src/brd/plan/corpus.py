@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from heapq import heappush, heappushpop
 from pathlib import Path
@@ -75,8 +75,9 @@ def look(recipe: Recipe, saw: Callable[[Candidate], None], progress: Callable[[i
     """
     size = disk_bytes(recipe.text)
     if size is None:
-        share = min(1 - recipe.text.held_out - recipe.text.healing, recipe.text.held_out)
-        wanted = max(recipe.reading.sentences, recipe.reading.held_out_sentences / max(share, 1e-9))
+        train = max(1e-9, 1 - recipe.text.held_out - recipe.text.healing)
+        shares = (train, recipe.text.held_out)
+        wanted = max(count / share for count, share in zip(_wanted(recipe), shares, strict=True))
         exact = recipe.text.order == "corpus" and wanted <= STREAMED
         return _exact(recipe, saw, progress) if exact else _estimate(recipe, saw)[0]
     unpacked = sum(p.stat().st_size * (_UNPACKED if is_packed(p) else 1) for _, p, _ in places(recipe.text) if p)
@@ -122,7 +123,8 @@ def _exact(recipe: Recipe, saw: Callable[[Candidate], None], progress: Callable[
                 start = time.perf_counter()
                 saw(Candidate(paragraph, number, 1.0))
                 listening += time.perf_counter() - start
-        progress(len(seen))
+        if counts["paragraphs_train"] % 256 == 0:
+            progress(len(seen))
     check_parts(recipe, counts)
     found = pool.found()
     return Corpus(
@@ -324,7 +326,3 @@ def mean_length(pool: Iterable[Candidate]) -> float:
     """Characters of a sentence."""
     found = list(pool)
     return sum(c.weight * len(c.text) for c in found) / max(1e-9, sum(c.weight for c in found))
-
-
-def unknown(pool: Iterable[Candidate], known: Callable[[str], bool]) -> Iterator[Candidate]:
-    return (c for c in pool if not known(c.text))

@@ -3,12 +3,12 @@
 import os
 import platform
 import time
-from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import zstandard
 
 from brd.console import Console
 from brd.pipeline import HEALED, REFERENCE, Pipeline
@@ -82,7 +82,7 @@ def plan(
         "teacher": {"kind": recipe.teacher.kind, "model": recipe.teacher.model},
         "text": _text(recipe, corpus),
         "reading": _reading(recipe, corpus, lengths, measured, remaining, asked_now),
-        "disk": {"readings": _bytes(list(sample.values())) * sum(remaining.values()) + corpus.characters / 2},
+        "disk": {"readings": _bytes(list(sample.values())) * sum(remaining.values()) + _text_bytes(corpus)},
         "training": None,
         "evaluation": None,
     }
@@ -105,7 +105,7 @@ class _Reading:
         self._names = {n: (self.identity, prompt, limit_of(b, recipe)) for n, (b, prompt) in behaviors.items()}
         self._store, self._paid = store, load_answers(map(Path, recipe.reading.known))
         self._any = bool(self._paid or store.shards() or store.last(lambda _: True, 1))
-        self.known: Counter[str] = Counter()
+        self.known = dict.fromkeys(self._names, 0.0)
 
     def _is_known(self, behavior: str, sentence: str) -> bool:
         if not self._any:
@@ -117,7 +117,7 @@ class _Reading:
         if self._any:
             for name in self._names:
                 if self._is_known(name, candidate.text):
-                    self.known[name] += candidate.weight  # type: ignore[assignment]
+                    self.known[name] += candidate.weight
 
     def candidates(self, corpus: Corpus) -> dict[str, list[Candidate]]:
         return {name: [c for c in corpus.pool if not self._is_known(name, c.text)] for name in self._names}
@@ -279,6 +279,14 @@ def _bytes(readings: list[Reading]) -> float:
 
         half = len(readings) // 2
         return (size(readings) - size(readings[:half])) / (len(readings) - half)
+
+
+def _text_bytes(corpus: Corpus) -> float:
+    """Bytes of the paragraphs that are kept beside the readings, compressed as a sample of them is."""
+    text = "\n".join(p.text for p in corpus.paragraphs).encode("utf-8", "replace")
+    share = len(zstandard.compress(text)) / max(1, len(text))
+    parts = sum(corpus.sentences.values()) / max(1.0, corpus.sentences["train"])
+    return corpus.characters * parts * share
 
 
 class _Student:

@@ -69,7 +69,7 @@ class InProcess:
             [self._features(list(zip(c.own, c.new, strict=True))) for c in told], [c.seconds for c in told]
         )
         self.start = max(0.0, every[0].seconds - self._seconds(list(zip(every[0].own, every[0].new, strict=True))))
-        left = [c.seconds / self._seconds(list(zip(c.own, c.new, strict=True))) - 1 for c in told[-2:]]
+        left = [c.seconds / max(1e-9, self._seconds(list(zip(c.own, c.new, strict=True)))) - 1 for c in told[-2:]]
         self._unsure = math.sqrt(statistics.fmean(x * x for x in left)) if len(told) > 3 else 0.0
         self.full = all(len(found[-1].own) >= FULL * batch for found in calls.values())
 
