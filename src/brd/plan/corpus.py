@@ -79,12 +79,18 @@ def look(recipe: Recipe, saw: Callable[[Candidate], None], progress: Callable[[i
         shares = (train, recipe.text.held_out)
         wanted = max(count / share for count, share in zip(_wanted(recipe), shares, strict=True))
         exact = recipe.text.order == "corpus" and wanted <= STREAMED
-        return _exact(recipe, saw, progress) if exact else _estimate(recipe, saw)[0]
+        return _exact(recipe, saw, progress) if exact else _told(_estimate(recipe)[0], saw)
     unpacked = sum(p.stat().st_size * (_UNPACKED if is_packed(p) else 1) for _, p, _ in places(recipe.text) if p)
     if unpacked <= EXACT:
         return _exact(recipe, saw, progress)
-    found, gone_through = _estimate(recipe, saw)
-    return _exact(recipe, saw, progress) if gone_through <= EXACT else found
+    found, gone_through = _estimate(recipe)
+    return _exact(recipe, saw, progress) if gone_through <= EXACT else _told(found, saw)
+
+
+def _told(found: Corpus, saw: Callable[[Candidate], None]) -> Corpus:
+    for candidate in found.pool:
+        saw(candidate)
+    return found
 
 
 class _Lowest:
@@ -148,12 +154,11 @@ class _Seen:
     piece: Piece
     paragraphs: list[ReadParagraph]
     sentences: int = 0
-    distinct: int = 0
     train: float = 0.0
     held_out: float = 0.0
 
 
-def _estimate(recipe: Recipe, saw: Callable[[Candidate], None]) -> tuple[Corpus, float]:
+def _estimate(recipe: Recipe) -> tuple[Corpus, float]:
     """The corpus as its pieces tell, and how many bytes of text the run will go through."""
     with tempfile.TemporaryDirectory(prefix="brd-plan-") as name:
         pieces = cut(recipe.text, Path(name), PIECES, PIECE)
@@ -188,8 +193,6 @@ def _estimate(recipe: Recipe, saw: Callable[[Candidate], None]) -> tuple[Corpus,
     distinct = total * len(marks) / max(1, sum(s.sentences for s in seen if s.train + s.held_out))
     scale = distinct / sum(c.weight for c in candidates)
     candidates = [replace(c, weight=c.weight * scale) for c in candidates]
-    for candidate in candidates:
-        saw(candidate)
     known = [s for s in seen if s.piece.weight is not None]
     bound = {p: s >= w * (1 - 1e-9) for (p, s), w in zip(sentences.items(), _wanted(recipe), strict=True)}
     factor = sum(s.piece.weight or 0.0 for s in known) / max(1e-9, sum(s.piece.held for s in known))
@@ -226,7 +229,6 @@ def _read_pieces(recipe: Recipe, folder: Path, pieces: list[Piece], counts: Coun
         "reading.held_out_sentences": 10**12,
     }
     seen = [_Seen(piece, []) for piece in pieces]
-    marks: list[set[int]] = [set() for _ in pieces]
     try:
         for paragraph in choose(changed(recipe, everything), counts):
             number = int(paragraph.document[:5])
@@ -234,11 +236,8 @@ def _read_pieces(recipe: Recipe, folder: Path, pieces: list[Piece], counts: Coun
             document = piece.place if piece.one_document else f"{piece.place}@{piece.offset}#{rest or 0}"
             seen[number].paragraphs.append(replace(paragraph, document=document))
             seen[number].sentences += len(paragraph.readable)
-            marks[number].update(text_hash(paragraph.sentence(n)) for n in paragraph.readable)
     except BrdError as error:
         raise BrdError(_named(str(error), folder, pieces)) from None
-    for one, found in zip(seen, marks, strict=True):
-        one.distinct = len(found)
     return seen
 
 

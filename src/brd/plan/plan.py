@@ -71,7 +71,8 @@ def plan(
                     recipe, teacher, there.identity, behaviors, candidates, sentences, store, begun, console.progress
                 )
             remaining = there.to_ask(corpus, measured if asked_now else None)
-            lengths = {name: mean_length(found) for name, found in there.candidates(corpus).items()}
+            left = there.candidates(corpus)
+            lengths = {name: mean_length(found or corpus.pool) for name, found in left.items()}
     finally:
         teacher.close()
     del teacher, there.teacher
@@ -187,7 +188,7 @@ def _reading(
             "asked": len(answers),
             "to_ask": left,
         }
-        if left:
+        if left and answers:
             asked = [a.characters for a in answers]
             own, _ = mean_at(asked, [a.own for a in answers], lengths[name])
             new, new_error = mean_at(asked, [a.new for a in answers], lengths[name])
