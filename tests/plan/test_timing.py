@@ -77,12 +77,12 @@ def test_slots_that_read_the_prefix_each_for_itself(speed: Callable[[int], float
     for name, seed in (("ner", 1), ("qra", 2)):
         colds = (2, 30, 0)
         calls[name] = [
-            call(asked, server([s.new for s in asked], lambda _: 32, speed, 40.0, cold))
+            call(asked, server([s.new for s in asked], lambda _: 32, speed, 150.0, cold))
             for asked, cold in zip(split(count, 32, seed), colds, strict=True)
         ]
     timing = Slots(calls, lambda _: 32, 32, cold=True)
     for name in calls:
-        actual = max(server([s.new for s in sentences(count, 3)], lambda _: 32, speed, 40.0, 32))
+        actual = max(server([s.new for s in sentences(count, 3)], lambda _: 32, speed, 150.0, 32))
         assert timing.predict(name, count).seconds == pytest.approx(actual, rel=0.15)
 
 
