@@ -29,7 +29,7 @@ def test_help_is_quick(brd: Brd) -> None:
     done = brd("--help")
     assert time.perf_counter() - start < 0.5
     assert done.returncode == 0
-    steps = ("run", "demo", "read", "compose", "train", "evaluate", "report", "validate", "preview", "audit")
+    steps = ("run", "demo", "read", "compose", "train", "evaluate", "report", "validate", "preview", "plan", "audit")
     for command in (*steps, "score", "tasks", "contamination", "export", "push"):
         assert f"  {command} " in done.stdout
 

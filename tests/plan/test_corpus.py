@@ -121,8 +121,10 @@ def test_many_files_and_documents_that_are_whole_files(
 
 def test_the_beginning_of_a_large_corpus_is_counted(small: None, tmp_path: Path) -> None:
     path = str(write(tmp_path, "a.txt", paragraphs(3000)))
-    found = looked(recipe(path, sentences=60, held_out_sentences=10))
+    seen: list[Candidate] = []
+    found = look(recipe(path, sentences=60, held_out_sentences=10), seen.append, lambda _: None)
     assert found.exact
+    assert len(seen) == len({c.text for c in seen}) == found.distinct
     assert 60 <= found.sentences["train"] < 65
     # Of a shuffled one the run takes some of everything, and more of it is not counted than is wanted.
     found = looked(recipe(path, {"order": "shuffled"}, sentences=60, held_out_sentences=10))
@@ -200,3 +202,15 @@ def test_the_sample_has_every_length_and_does_not_depend_on_order(lengths: list[
     for number, length in enumerate(places):
         assert by_length[max(0, number * len(pool) // len(drawn) - width)] <= length
         assert length <= by_length[min(len(pool) - 1, (number + 1) * len(pool) // len(drawn) + width)]
+
+
+def test_a_dataset_of_the_hub_is_counted_where_little_of_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [{"text": text} for text in paragraphs(400)]
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: iter(records))
+    found = looked(recipe("hub:some/name", sentences=100, held_out_sentences=10))
+    assert found.exact
+    assert 100 <= found.sentences["train"] < 105
+    found = looked(recipe("hub:some/name"))
+    assert not found.exact
+    assert "not known, and taken to be enough" in found.how
+    assert found.sentences == {"train": EVERYTHING, "held_out": EVERYTHING}

@@ -1,11 +1,14 @@
 """Predicted seconds of a run against those of teachers whose rules the planner does not know."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from brd.plan.asking import sizes
-from brd.plan.timing import Call, InProcess, Slots, doubling
+from brd.plan.timing import Call, InProcess, Slots, doubling, steps_of
+from brd.sections.teacher import Teacher as Settings
+from brd.teachers import shared_prefix
 from plan.simulated import Sentence, batch, sentences, server
 
 
@@ -74,10 +77,22 @@ def test_slots_that_read_the_prefix_each_for_itself(speed: Callable[[int], float
     for name, seed in (("ner", 1), ("qra", 2)):
         colds = (2, 30, 0)
         calls[name] = [
-            call(asked, server([s.new for s in asked], lambda _: 32, speed, 40.0, cold))
+            call(asked, server([s.new for s in asked], lambda _: 32, speed, 150.0, cold))
             for asked, cold in zip(split(count, 32, seed), colds, strict=True)
         ]
     timing = Slots(calls, lambda _: 32, 32, cold=True)
     for name in calls:
-        actual = max(server([s.new for s in sentences(count, 3)], lambda _: 32, speed, 40.0, 32))
+        actual = max(server([s.new for s in sentences(count, 3)], lambda _: 32, speed, 150.0, 32))
         assert timing.predict(name, count).seconds == pytest.approx(actual, rel=0.15)
+
+
+@pytest.mark.parametrize("most", [3, 16])
+def test_the_steps_are_those_that_the_teacher_makes(most: int, tiny_model: Path) -> None:
+    found = shared_prefix.load(Settings(model=str(tiny_model), dtype="float32", batch_size=most))
+    prefix, words = "Once upon a time.\n", "the harbour was quiet and Lina opened her shop in Trieste at seven".split()
+    suffixes = [" ".join(words[: 1 + n % len(words)]) * (1 + n % 7) for n in range(40)]
+    answers = dict(found.answer(prefix, suffixes, stop=["e"], max_new_tokens=12))
+    shared = found.count_tokens(prefix)
+    rows = [(answers[n].prompt_tokens - shared, answers[n].new_tokens) for n in range(len(suffixes))]
+    assert len({new for _, new in rows}) > 1
+    assert found.stats.steps == steps_of(rows, most)

@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from heapq import heappush, heappushpop
 from pathlib import Path
@@ -78,15 +78,22 @@ def look(recipe: Recipe, saw: Callable[[Candidate], None], progress: Callable[[i
     """
     size = disk_bytes(recipe.text)
     if size is None:
-        share = min(1 - recipe.text.held_out - recipe.text.healing, recipe.text.held_out)
-        wanted = max(recipe.reading.sentences, recipe.reading.held_out_sentences / max(share, 1e-9))
+        train = max(1e-9, 1 - recipe.text.held_out - recipe.text.healing)
+        shares = (train, recipe.text.held_out)
+        wanted = max(count / share for count, share in zip(_wanted(recipe), shares, strict=True))
         exact = recipe.text.order == "corpus" and wanted <= STREAMED
-        return _exact(recipe, saw, progress) if exact else _estimate(recipe, saw)[0]
+        return _exact(recipe, saw, progress) if exact else _told(_estimate(recipe)[0], saw)
     unpacked = sum(p.stat().st_size * (_UNPACKED if is_packed(p) else 1) for _, p, _ in places(recipe.text) if p)
     if unpacked <= EXACT:
         return _exact(recipe, saw, progress)
-    found, gone_through = _estimate(recipe, saw)
-    return _exact(recipe, saw, progress) if gone_through <= EXACT else found
+    found, gone_through = _estimate(recipe)
+    return _exact(recipe, saw, progress) if gone_through <= EXACT else _told(found, saw)
+
+
+def _told(found: Corpus, saw: Callable[[Candidate], None]) -> Corpus:
+    for candidate in found.pool:
+        saw(candidate)
+    return found
 
 
 class _Lowest:
@@ -127,7 +134,8 @@ def _exact(recipe: Recipe, saw: Callable[[Candidate], None], progress: Callable[
                 start = time.perf_counter()
                 saw(Candidate(paragraph, number, 1.0))
                 listening += time.perf_counter() - start
-        progress(len(seen))
+        if counts["paragraphs_train"] % 256 == 0:
+            progress(len(seen))
     check_parts(recipe, counts)
     found = pool.found()
     return Corpus(
@@ -158,12 +166,11 @@ class _Seen:
     piece: Piece
     paragraphs: list[ReadParagraph]
     sentences: int = 0
-    distinct: int = 0
     train: float = 0.0
     held_out: float = 0.0
 
 
-def _estimate(recipe: Recipe, saw: Callable[[Candidate], None]) -> tuple[Corpus, float]:
+def _estimate(recipe: Recipe) -> tuple[Corpus, float]:
     """The corpus as its pieces tell, and how many bytes of text the run will go through."""
     with tempfile.TemporaryDirectory(prefix="brd-plan-") as name:
         pieces = cut(recipe.text, Path(name), PIECES, PIECE)
@@ -202,7 +209,6 @@ def _estimate(recipe: Recipe, saw: Callable[[Candidate], None]) -> tuple[Corpus,
     for candidate in candidates:
         code = candidate.paragraph.language
         languages[code] = languages.get(code, 0.0) + candidate.weight
-        saw(candidate)
     known = [s for s in seen if s.piece.weight is not None]
     bound = {p: s >= w * (1 - 1e-9) for (p, s), w in zip(sentences.items(), _wanted(recipe), strict=True)}
     factor = sum(s.piece.weight or 0.0 for s in known) / max(1e-9, sum(s.piece.held for s in known))
@@ -247,7 +253,6 @@ def _read_pieces(recipe: Recipe, folder: Path, pieces: list[Piece], counts: Coun
         "reading.held_out_sentences": 10**12,
     }
     seen = [_Seen(piece, []) for piece in pieces]
-    marks: list[set[int]] = [set() for _ in pieces]
     try:
         whole = changed(recipe, everything)
         for paragraph in choose(whole, counts, open_corpus(whole)):
@@ -256,11 +261,8 @@ def _read_pieces(recipe: Recipe, folder: Path, pieces: list[Piece], counts: Coun
             document = piece.place if piece.one_document else f"{piece.place}@{piece.offset}#{rest or 0}"
             seen[number].paragraphs.append(replace(paragraph, document=document))
             seen[number].sentences += len(paragraph.readable)
-            marks[number].update(_question(recipe, paragraph, n) for n in paragraph.readable)
     except BrdError as error:
         raise BrdError(_named(str(error), folder, pieces)) from None
-    for one, found in zip(seen, marks, strict=True):
-        one.distinct = len(found)
     return seen
 
 
@@ -348,7 +350,3 @@ def mean_length(pool: Iterable[Candidate]) -> float:
     """Characters of a sentence."""
     found = list(pool)
     return sum(c.weight * len(c.text) for c in found) / max(1e-9, sum(c.weight for c in found))
-
-
-def unknown(pool: Iterable[Candidate], known: Callable[[str], bool]) -> Iterator[Candidate]:
-    return (c for c in pool if not known(c.text))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import zstandard
 
 from brd.console import Console
 from brd.pipeline import HEALED, REFERENCE, Pipeline
@@ -69,7 +70,8 @@ def plan(
                 begun = time.perf_counter() - fetched
                 measured = ask(recipe, teacher, there.names, candidates, sentences, store, begun, console.progress)
             remaining = there.to_ask(corpus, measured if asked_now else None)
-            lengths = {name: mean_length(found) for name, found in there.candidates(corpus).items()}
+            left = there.candidates(corpus)
+            lengths = {name: mean_length(found or corpus.pool) for name, found in left.items()}
     finally:
         teacher.close()
     del teacher, there.teacher
@@ -80,7 +82,7 @@ def plan(
         "teacher": {"kind": recipe.teacher.kind, "model": recipe.teacher.model},
         "text": _text(recipe, corpus),
         "reading": _reading(recipe, corpus, there.distinct(corpus), lengths, measured, remaining, asked_now),
-        "disk": {"readings": _bytes(list(sample.values())) * sum(remaining.values()) + corpus.characters / 2},
+        "disk": {"readings": _bytes(list(sample.values())) * sum(remaining.values()) + _text_bytes(corpus)},
         "training": None,
         "evaluation": None,
     }
@@ -195,7 +197,7 @@ def _reading(
             "asked": len(answers),
             "to_ask": left,
         }
-        if left:
+        if left and answers:
             asked = [a.characters for a in answers]
             own, _ = mean_at(asked, [a.own for a in answers], lengths[name])
             new, new_error = mean_at(asked, [a.new for a in answers], lengths[name])
@@ -287,6 +289,14 @@ def _bytes(readings: list[Reading]) -> float:
 
         half = len(readings) // 2
         return (size(readings) - size(readings[:half])) / (len(readings) - half)
+
+
+def _text_bytes(corpus: Corpus) -> float:
+    """Bytes of the paragraphs that are kept beside the readings, compressed as a sample of them is."""
+    text = "\n".join(p.text for p in corpus.paragraphs).encode("utf-8", "replace")
+    share = len(zstandard.compress(text)) / max(1, len(text))
+    parts = sum(corpus.sentences.values()) / max(1.0, corpus.sentences["train"])
+    return corpus.characters * parts * share
 
 
 class _Student:

@@ -90,7 +90,10 @@ def _reading(teacher: Mapping[str, Any], reading: Mapping[str, Any]) -> list[str
     if not reading["counted"]:
         lines.append("the server does not tell tokens: these are estimates")
     if reading["retries"]:
-        lines.append(f"{reading['retries']} requests had to be repeated: fewer at once may be faster")
+        lines.append(
+            f"{reading['retries']} requests had to be repeated, which makes the time unsure: the server may bear fewer "
+            "at once"
+        )
     return lines
 
 

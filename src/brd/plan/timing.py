@@ -42,6 +42,11 @@ class Call:
     def seconds(self) -> float:
         return max(self.ends)
 
+    @property
+    def rows(self) -> list[tuple[int, int]]:
+        """Own and new tokens of each sentence."""
+        return list(zip(self.own, self.new, strict=True))
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -58,18 +63,13 @@ class InProcess:
 
     def __init__(self, calls: dict[str, list[Call]], batch: int) -> None:
         self._batch = batch
-        self._rows = {
-            name: [row for call in found for row in zip(call.own, call.new, strict=True)]
-            for name, found in calls.items()
-        }
+        self._rows = {name: [row for call in found for row in call.rows] for name, found in calls.items()}
         every = [call for found in calls.values() for call in found]
         # What the first of all took beyond the others' pace came once.
         told = every[1:] if len(every) > 2 else every
-        self._costs = _costs(
-            [self._features(list(zip(c.own, c.new, strict=True))) for c in told], [c.seconds for c in told]
-        )
-        self.start = max(0.0, every[0].seconds - self._seconds(list(zip(every[0].own, every[0].new, strict=True))))
-        left = [c.seconds / self._seconds(list(zip(c.own, c.new, strict=True))) - 1 for c in told[-2:]]
+        self._costs = _costs([self._features(call.rows) for call in told], [call.seconds for call in told])
+        self.start = max(0.0, every[0].seconds - self._seconds(every[0].rows))
+        left = [call.seconds / max(1e-9, self._seconds(call.rows)) - 1 for call in told[-2:]]
         self._unsure = math.sqrt(statistics.fmean(x * x for x in left)) if len(told) > 3 else 0.0
         self.full = all(len(found[-1].own) >= FULL * batch for found in calls.values())
 
@@ -94,10 +94,10 @@ class InProcess:
 
     def _features(self, rows: Sequence[tuple[int, int]]) -> tuple[float, float, float]:
         """One call, its steps, and the tokens that go through the model."""
-        return 1.0, float(_steps(rows, self._batch)), float(sum(own + new for own, new in rows))
+        return 1.0, float(steps_of(rows, self._batch)), float(sum(own + new for own, new in rows))
 
 
-def _steps(rows: Sequence[tuple[int, int]], batch: int) -> int:
+def steps_of(rows: Sequence[tuple[int, int]], batch: int) -> int:
     """The steps of ``teachers.shared_prefix`` for sentences of (own tokens, new tokens)."""
     from brd.teachers.shared_prefix import JOINING_TOKENS
 
