@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from brd.recipe import Recipe, Variant
 
 Data = Literal["none", "original", "same", "lessons"]
+# The arm whose lessons say how long every arm trains.
+REFERENCE = "brd"
+# Scored beside the arms where the recipe has it.
+TEACHER = "teacher"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +101,9 @@ def check_arms(names: Sequence[str], variants: Mapping[str, "Variant"]) -> None:
             raise ValueError(f"unknown arm {plain!r}; {nearest(plain, known)}")
     if len(set(names)) < len(names):
         raise ValueError("an arm is named twice")
+
+
+def reads(recipe: "Recipe", arm: str) -> bool:
+    """Whether an arm's reading is tested; the teacher's always is, against gold."""
+    chosen = recipe.evaluation.reading_arms
+    return arm == TEACHER or chosen is None or arm in chosen

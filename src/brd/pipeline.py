@@ -4,23 +4,19 @@ from pathlib import Path
 from typing import Any
 
 from brd.console import Console
-from brd.embedded import file_sha256
 from brd.errors import BrdError
-from brd.experiment import Arm
+from brd.experiment import REFERENCE, TEACHER, Arm, reads
 from brd.experiment import arm as arm_of
-from brd.reading.behavior import behaviors_of, is_own, prompts
+from brd.fingerprints import Fingerprints
 from brd.recipe import Recipe, changed
-from brd.recipe_corpus import corpus_parts, open_corpus
-from brd.run import RunFolder, fingerprint, provenance, read_json, write_json
+from brd.recipe_corpus import open_corpus
+from brd.run import RunFolder, provenance, read_json, write_json
 from brd.summary import evaluation_line, reading_lines
 from brd.text.corpus import Corpus
 
 STEPS = ("read", "compose", "train", "evaluate", "report")
-# The arm whose lessons say how long every arm trains.
-REFERENCE = "brd"
 # What every arm starts from where the recipe heals the student first.
 HEALED = "healed"
-TEACHER = "teacher"
 
 
 class Pipeline:
@@ -35,7 +31,11 @@ class Pipeline:
         half = recipe.evaluation.half
         self.evaluation_folder = run.path / (f"evaluation_{half}" if half else "evaluation")
         self._evaluate = self.evaluation_folder.name.replace("evaluation", "evaluate")
-        self._read_print: str | None = None
+        prints = Fingerprints(recipe)
+        self.read_print, self.heal_print = prints.read, prints.heal
+        self.compose_print, self.train_print = prints.compose, prints.train
+        self.skill_print, self.evaluate_print = prints.skill, prints.evaluate
+        self._report_print = prints.report
 
     def up_to(self, last: str) -> None:
         for step in STEPS[: STEPS.index(last) + 1]:
@@ -50,95 +50,14 @@ class Pipeline:
     def student(self, arm: str) -> Path:
         return self.run.path / "students" / arm
 
-    # Fingerprints: each step's holds those of the steps it rests on.
-
-    def read_print(self) -> str:
-        if self._read_print is None:
-            from brd.reading import own_behavior
-
-            recipe = self.recipe
-            own = {Path(name).stem: own_behavior.stamp(Path(name)) for name in filter(is_own, recipe.reading.behaviors)}
-            self._read_print = fingerprint(
-                "read",
-                *corpus_parts(recipe),
-                recipe.reading.asking(),
-                recipe.teacher.answering(),
-                # A model elsewhere is no file here, whatever its name.
-                [] if recipe.teacher.named else _model_stamp(recipe.teacher.model),
-                prompts(behaviors_of(recipe.reading)),
-                *([own] if own else []),
-            )
-        return self._read_print
-
-    def compose_print(self, arm: str) -> str:
-        recipe, data = self.arm_recipe(arm), self.about(arm).data
-        composing = recipe.composing.model_dump()
-        student = [recipe.student.model, _model_stamp(recipe.student.model)]
-        parts: list[Any] = [data, composing, student, recipe.seed]
-        if data != "lessons":
-            parts += [self.compose_print(REFERENCE), recipe.training.epochs, recipe.training.rows_per_step]
-        return fingerprint("compose", self.read_print(), *parts)
-
-    def heal_print(self) -> str:
-        recipe = self.recipe
-        return fingerprint(
-            *("heal", self._start(), recipe.healing, *corpus_parts(recipe)),
-            recipe.composing.row_tokens,
-            recipe.training.model_dump(include={"weight_decay", "rows_per_step", "micro_rows", "dtype", "compile"}),
-            recipe.seed,
-        )
-
-    def _start(self) -> list[Any]:
-        recipe = self.recipe
-        separator = recipe.composing.separator if recipe.composing.separator_as_token else None
-        return [recipe.student.model_dump(), _model_stamp(recipe.student.model), separator]
-
-    def train_print(self, arm: str) -> str:
-        recipe = self.arm_recipe(arm)
-        start = [self.heal_print()] if recipe.healing else self._start()
-        if self.about(arm).data == "none":
-            return fingerprint("start", start, self.recipe.seed if recipe.composing.separator_as_token else None)
-        training = recipe.training.model_dump(exclude={"save_steps"})
-        return fingerprint(
-            "train", start, self.compose_print(arm), self.compose_print(REFERENCE), training, recipe.seed
-        )
-
-    def skill_print(self, arm: str) -> str:
-        keys = {"dtype", "reading_sentences", "reading_prompted", "gold_limit"}
-        gold = (self.recipe.evaluation.gold_entities, self.recipe.evaluation.gold_answers)
-        settings = [
-            self.recipe.evaluation.model_dump(include=keys),
-            *(file_sha256(Path(name)) if name and Path(name).is_file() else name for name in gold),
-        ]
-        how = [self.recipe.composing.separator, self.recipe.composing.level]
-        who = self.recipe.teacher.answering() if arm == TEACHER else self.train_print(arm)
-        return fingerprint("skill", who, self.read_print(), settings, how)
-
-    def evaluate_print(self, arm: str) -> str:
-        from brd.evaluation.records import stamp
-        from brd.evaluation.tasks import load_task
-
-        recipe = self.recipe
-        tasks = [(task.model_dump(), stamp(task.source)) for task in map(load_task, recipe.evaluation.tasks)]
-        settings = recipe.evaluation.model_dump(exclude={"batch_tokens", "cache", "reading_arms"})
-        who = self.skill_print(arm) if self.reads(arm) else ["no reading", self.train_print(arm)]
-        return fingerprint("evaluate", who, tasks, settings)
-
     def report_print(self) -> str:
         # What `brd audit` asked the teacher afterwards stands in the page too.
-        gold = (read_json(self.run.path / "audit.json") or {}).get("gold")
-        evaluated = {arm: self.evaluate_print(arm) for arm in self.evaluated}
-        return fingerprint("report", evaluated, self.recipe.name, *([gold] if gold else []))
+        return self._report_print(self.evaluated, (read_json(self.run.path / "audit.json") or {}).get("gold"))
 
     @property
     def evaluated(self) -> list[str]:
         """The arms, and the teacher where the recipe has it scored."""
         return [*self.arms, *([TEACHER] if self.recipe.evaluation.teacher else [])]
-
-    def reads(self, arm: str) -> bool:
-        """Whether an arm's reading is tested; the teacher's always is, against gold."""
-        chosen = self.recipe.evaluation.reading_arms
-        return arm == TEACHER or chosen is None or arm in chosen
 
     def state(self) -> dict[str, bool]:
         """Which steps are current, without running or loading anything."""
@@ -365,14 +284,14 @@ class Pipeline:
                 limit = self.recipe.evaluation.teacher if arm == TEACHER else None
                 folder = self.evaluation_folder / arm
                 figures = step.score_tasks(self.recipe, asked, folder, self.console.progress, limit)
-                if self.reads(arm):
+                if reads(self.recipe, arm):
                     figures |= read_json(self.run.path / "reading_skill" / f"{arm}.json")
                 write_json(self.evaluation_folder / f"{arm}.json", step.rounded(figures))
                 return {}
 
             skill_file = self.run.path / "reading_skill" / f"{arm}.json"
             out = self.evaluation_folder / f"{arm}.json"
-            if self.reads(arm):
+            if reads(self.recipe, arm):
                 self.run.do(f"skill.{arm}", self.skill_print(arm), [skill_file], skill, self.console.say)
             self.run.do(f"{self._evaluate}.{arm}", self.evaluate_print(arm), [out], work, self.console.say)
             self.console.say(f"  {evaluation_line(arm, read_json(out))}")
@@ -422,10 +341,3 @@ class Pipeline:
                 **{f"{self._evaluate}.{arm}": self.evaluate_print(arm) for arm in self.evaluated},
             },
         }
-
-
-def _model_stamp(name: str) -> list[Any]:
-    """What tells a local model from a changed one without reading it: names, sizes and times of its files."""
-    path = Path(name)
-    files = [path] if path.is_file() else sorted(path.glob("*")) if path.is_absolute() and path.is_dir() else []
-    return [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]

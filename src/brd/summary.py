@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from brd.experiment import seeds
+from brd.experiment import REFERENCE, reads, seeds
 from brd.run import read_json
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _costs(run: "Pipeline") -> tuple[Counter[str], float]:
     seconds: Counter[str] = Counter()
     peak = 0.0
     steps = [name for name in run.state() if name != "report"]
-    steps += [f"skill.{arm}" for arm in run.evaluated if run.reads(arm)]
+    steps += [f"skill.{arm}" for arm in run.evaluated if reads(run.recipe, arm)]
     for step in steps:
         manifest = run.run.manifest(step) or {}
         kind = step.split(".")[0].split("_")[0]
@@ -74,8 +74,6 @@ def _costs(run: "Pipeline") -> tuple[Counter[str], float]:
 
 def _focus(run: "Pipeline") -> str:
     """The arm that the others are set against, by its name without a seed."""
-    from brd.pipeline import REFERENCE
-
     names = list(seeds(run.recipe))
     return REFERENCE if REFERENCE in names else names[-1]
 

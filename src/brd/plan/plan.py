@@ -11,7 +11,8 @@ import pyarrow as pa
 import zstandard
 
 from brd.console import Console
-from brd.pipeline import HEALED, REFERENCE, Pipeline
+from brd.experiment import REFERENCE
+from brd.pipeline import HEALED, Pipeline
 from brd.plan import training
 from brd.plan.asking import Measured, ask, most_at_once
 from brd.plan.corpus import Candidate, Corpus, look, mean_length
