@@ -132,7 +132,7 @@ def validate(recipe: RecipeName, out: Out = None, set_: Set = None) -> None:
     from brd.evaluation.items import items
     from brd.evaluation.tasks import load_task
     from brd.pipeline import Pipeline
-    from brd.reading.reader import check_parts, choose
+    from brd.reading.chosen import check_parts, choose
     from brd.recipe_corpus import open_corpus
     from brd.run import RunFolder
     from brd.summary import filter_lines

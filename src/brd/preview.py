@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.text import Text
 
 from brd.reading.behavior import Behavior, Judgement, behaviors_of, one_line
-from brd.reading.reader import choose
+from brd.reading.chosen import choose
 from brd.recipe import Recipe, changed
 from brd.recipe_corpus import open_corpus
 from brd.teachers import open_teacher

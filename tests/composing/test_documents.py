@@ -13,7 +13,8 @@ from brd.composing.compose import compose, compose_healing, compose_lessons, com
 from brd.composing.documents import answer_of, lessons, taught
 from brd.composing.packing import TokenRows
 from brd.errors import BrdError
-from brd.reading.reader import Readings, part_of, read
+from brd.reading.chosen import part_of
+from brd.reading.reader import Readings, read
 from brd.teachers.teacher import Answer
 
 ORDERED = "Mira Okafor sailed to Oslo. Nobody saw her leave the pier. The ferry was late again."

@@ -19,7 +19,7 @@ from brd.errors import BrdError
 from brd.plan import corpus as planned
 from brd.plan.corpus import Candidate, Corpus, look, mean_length, pick
 from brd.plan.pieces import cut
-from brd.reading.reader import ReadParagraph
+from brd.reading.chosen import ReadParagraph
 from brd.recipe import Recipe
 from brd.sections.text import Text
 from brd.text.sentences import Span

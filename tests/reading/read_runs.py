@@ -12,7 +12,8 @@ import yaml
 from brd import recipe as recipes
 from brd.console import Console
 from brd.pipeline import Pipeline
-from brd.reading.reader import Readings, ReadParagraph
+from brd.reading.chosen import ReadParagraph
+from brd.reading.reader import Readings
 from brd.reading.store import Reading
 from brd.run import RunFolder
 from brd.teachers.teacher import Answer

@@ -21,7 +21,8 @@ from brd.errors import BrdError
 from brd.reading import export as to
 from brd.reading import reader
 from brd.reading.behavior import load_behaviors
-from brd.reading.reader import Readings, ReadParagraph
+from brd.reading.chosen import ReadParagraph
+from brd.reading.reader import Readings
 from brd.reading.store import Reading, with_judgement
 from brd.text.sentences import Span
 

@@ -19,8 +19,9 @@ from brd.errors import BrdError
 from brd.pipeline import Pipeline
 from brd.reading.audit import audit
 from brd.reading.behavior import load_behaviors, prompt_hash
+from brd.reading.chosen import choose, in_languages, iter_paragraphs, load_paragraphs
 from brd.reading.languages import known_languages, language_code, load_language
-from brd.reading.reader import Readings, choose, in_languages, iter_paragraphs, load_paragraphs, read
+from brd.reading.reader import Readings, read
 from brd.recipe import Recipe, changed
 from brd.run import RunFolder
 from brd.teachers.teacher import Answer

@@ -9,7 +9,8 @@ from brd.composing.documents import check_separator, lessons, taught
 from brd.composing.packing import encode, pack
 from brd.errors import BrdError
 from brd.experiment import Data
-from brd.reading.reader import Readings, in_languages, part_of
+from brd.reading.chosen import in_languages, part_of
+from brd.reading.reader import Readings
 from brd.recipe import Recipe
 from brd.text.corpus import Corpus
 

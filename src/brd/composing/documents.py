@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from brd.errors import BrdError
-from brd.reading.reader import Readings, ReadParagraph, as_taught
+from brd.reading.chosen import ReadParagraph
+from brd.reading.reader import Readings, as_taught
 from brd.recipe import Recipe
 from brd.sections.composing import Composing
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from brd.composing.documents import Lesson, check_separator, lessons
 from brd.experiment import arm
+from brd.reading.chosen import ReadParagraph
 from brd.reading.export import Level, ReadRun
-from brd.reading.reader import Readings, ReadParagraph
+from brd.reading.reader import Readings
 from brd.recipe import changed
 
 

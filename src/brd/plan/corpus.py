@@ -1,6 +1,6 @@
 """What a run will read: its sentences counted where that is cheap, else estimated from pieces of the corpus.
 
-Either way they come out of ``reading.reader.choose``, so that whatever it leaves out is left out here.
+Either way they come out of ``reading.chosen.choose``, so that whatever it leaves out is left out here.
 """
 
 import math
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from brd.errors import BrdError
 from brd.plan.pieces import Piece, cut, disk_bytes, is_packed
-from brd.reading.reader import ReadParagraph, check_parts, choose, part_of
+from brd.reading.chosen import ReadParagraph, check_parts, choose, part_of
 from brd.reading.tally import text_hash
 from brd.recipe import Recipe, changed
 from brd.recipe_corpus import open_corpus

@@ -8,8 +8,9 @@ from typing import Any, cast
 
 from brd.composing.documents import lessons_of
 from brd.composing.packing import encode
+from brd.reading.chosen import ReadParagraph
 from brd.reading.naming import Name, Names
-from brd.reading.reader import Readings, ReadParagraph, as_taught
+from brd.reading.reader import Readings, as_taught
 from brd.reading.store import Reading
 from brd.reading.tally import text_hash
 from brd.recipe import Recipe

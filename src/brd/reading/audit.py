@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from brd.reading.behavior import Behavior, WithTraits, behaviors_of, one_line, prompts
+from brd.reading.chosen import iter_paragraphs
 from brd.reading.naming import names_in
-from brd.reading.reader import iter_paragraphs
 from brd.reading.store import Reading, every
 from brd.reading.tally import Tally, text_hash
 from brd.recipe import Recipe

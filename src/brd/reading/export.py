@@ -16,9 +16,10 @@ import numpy as np
 from brd import recipe as recipes
 from brd.errors import BrdError, nearest
 from brd.reading.behavior import Behaviors, load_behaviors
+from brd.reading.chosen import ReadParagraph, iter_paragraphs
 from brd.reading.lookup import Lookup
 from brd.reading.naming import Names, names_in
-from brd.reading.reader import Found, ReadParagraph, as_taught, iter_paragraphs, iter_readings
+from brd.reading.reader import Found, as_taught, iter_readings
 from brd.reading.store import Reading, shards
 from brd.recipe import Recipe
 from brd.run import read_json

@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 
 from brd.reading.behavior import behaviors_of
+from brd.reading.chosen import check_parts, choose
 from brd.reading.floor import Floor
 from brd.reading.lookup import Known
 from brd.reading.naming import Names
 from brd.reading.parquet import read_table, write_table
-from brd.reading.reader import check_parts, choose
 from brd.reading.store import SCHEMA, Reading, Store, judged
 from brd.recipe import Recipe
 from brd.teachers.teacher import Answer
