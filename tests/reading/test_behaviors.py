@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import pytest
@@ -5,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brd.reading.behavior import WithTraits, exemplars, load_behaviors, one_line, prompt_hash
+from brd.reading.ner import _as_words
 
 BEHAVIORS = load_behaviors(["ner", "qra"])
 NER, QRA = BEHAVIORS["ner"], BEHAVIORS["qra"]
@@ -15,6 +17,15 @@ pieces = st.sampled_from(
     [*" ;:().?\n", "none", "Answer:", "Question:", "Mira Okafor", "person", "Oslo", "because", "é", "\0"]
 )
 answers = st.one_of(st.text(), st.lists(pieces, max_size=30).map("".join))
+
+
+@given(
+    name=st.text(alphabet="aA1_. -é\u0301ß²中", min_size=1, max_size=3),
+    sentence=st.text(alphabet="aA1_. -é\u0301ß²中", max_size=12),
+)
+def test_a_name_is_found_where_the_pattern_finds_it(name: str, sentence: str) -> None:
+    found = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", sentence)
+    assert _as_words(name, sentence) == (found and found.span())
 
 
 @pytest.mark.parametrize("name", BEHAVIORS)
