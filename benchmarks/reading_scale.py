@@ -5,9 +5,9 @@
 The teacher is a stub in the same process that answers at once with plausible answers, so what is measured is all that
 reading costs beside the teacher: splitting, keys, prompts, judging, the journal, the shards. The corpus is generated.
 The loop is what one writes in its place: the same splitter, prompts and verifier, sentences that came before are left
-out, and a JSON line an answer is appended and flushed. It stores no Parquet, cannot go on after an interruption and
-holds its sentences as a set. Every run is a process of its own; the order of the two alternates. Linear is the time of
-a sentence in the largest corpus over that in the smallest.
+out, and a JSON line an answer is appended and flushed. It keeps no keys and no spans, makes no Parquet, cannot go on
+after an interruption and holds its sentences as a set; half of its speed is aimed at. Every run is a process of its
+own; the order of the two alternates. Linear is the time of a sentence in the largest corpus over that in the smallest.
 """
 
 import argparse
@@ -194,7 +194,7 @@ def main() -> None:
                 "ratio": round(statistics.median(ratios), 3),
                 "low": round(min(ratios), 3),
                 "high": round(max(ratios), 3),
-                "target": 1.0,
+                "target": 0.5,
                 "what": f"sentences/s, {large} sentences with {'+'.join(options.behaviors)} and a stub teacher through "
                 f"read ({rate:.0f}, should be {TARGET_A_SECOND}; {memory:.0f} MB; a sentence takes "
                 f"{statistics.median(linear):.2f} times that of {small}), over a loop that appends JSON lines",

@@ -214,3 +214,32 @@ def test_a_dataset_of_the_hub_is_counted_where_little_of_it_is_read(monkeypatch:
     assert not found.exact
     assert "not known, and taken to be enough" in found.how
     assert found.sentences == {"train": EVERYTHING, "held_out": EVERYTHING}
+
+
+def test_languages_are_counted_apart(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = paragraphs(900)
+    for number, name in enumerate(("de-1.txt", "en-1.txt", "fr-1.txt")):
+        write(tmp_path, name, texts[300 * number : 300 * (number + 1)])
+    patterns = {"language_of": {"de-*": "de", "fr-*": "fr"}}
+    of = recipe(str(tmp_path), patterns, languages=["en", "de"])
+    about, there = compared(of, monkeypatch)
+    assert not about.exact
+    assert there.exact
+    assert set(about.languages) == set(there.languages) == {"en", "de"}
+    assert sum(there.languages.values()) == there.distinct
+    for code, count in there.languages.items():
+        assert about.languages[code] == pytest.approx(count, rel=0.3)
+    assert {c.paragraph.language for c in about.pool} == {"en", "de"}
+
+
+def test_records_say_their_language_in_pieces_of_parquet_too(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = paragraphs(900)
+    said = ["de" if number % 3 else None for number in range(len(texts))]
+    pq.write_table(pa.table({"text": texts, "lang": said}), tmp_path / "a.parquet", row_group_size=300)
+    of = recipe(str(tmp_path / "a.parquet"), {"language_field": "lang"}, languages=["en", "de"])
+    about, there = compared(of, monkeypatch)
+    assert not about.exact
+    for code, count in there.languages.items():
+        assert about.languages[code] == pytest.approx(count, rel=0.3)

@@ -1,3 +1,4 @@
+import re
 import time
 from typing import Any
 
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brd.reading import behavior as known
-from brd.reading.behavior import WithTraits, exemplars, load_behaviors, one_line, prompt_hash
+from brd.reading.behavior import WithTraits, exemplars, find_words, load_behaviors, one_line, prompt_hash
 
 GERMAN = load_behaviors(["ner", "qra"], languages=["de"])
 BEHAVIORS = {**load_behaviors(list(known.BEHAVIORS)), **{f"{name}.de": b for name, b in GERMAN.items()}}
@@ -23,6 +24,15 @@ pieces = st.sampled_from(
     ]
 )
 answers = st.one_of(st.text(), st.lists(pieces, max_size=30).map("".join))
+
+
+@given(
+    name=st.text(alphabet="aA1_. -é\u0301ß²中", min_size=1, max_size=3),
+    sentence=st.text(alphabet="aA1_. -é\u0301ß²中", max_size=12),
+)
+def test_a_name_is_found_where_the_pattern_finds_it(name: str, sentence: str) -> None:
+    found = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", sentence)
+    assert find_words(name, sentence) == (found and found.span())
 
 
 @pytest.mark.parametrize("name", BEHAVIORS)

@@ -21,7 +21,9 @@ from brd.reading.audit import audit
 from brd.reading.behavior import load_behaviors, prompt_hash
 from brd.reading.chosen import choose, in_languages, iter_paragraphs, load_paragraphs
 from brd.reading.languages import known_languages, language_code, load_language
-from brd.reading.reader import Readings, read
+from brd.reading.pending import Intake, prompts, questions
+from brd.reading.reader import Readings, read, teacher_hash
+from brd.reading.store import Store, every
 from brd.recipe import Recipe, changed
 from brd.run import RunFolder
 from brd.teachers.teacher import Answer
@@ -99,6 +101,33 @@ def test_each_sentence_is_asked_and_judged_in_its_own_language(tmp_path: Path) -
     # Nothing is asked twice.
     assert read(recipe, tmp_path / "readings", again := Prompted())["ner_known_before"] == 80
     assert not again.asked
+
+
+def test_questions_on_their_own_have_the_prompt_of_their_language(tmp_path: Path) -> None:
+    recipe, teacher = mixed(tmp_path), Prompted()
+    read(recipe, tmp_path / "read" / "readings", teacher)
+    wanted = {r.key: r for some in every(tmp_path / "read" / "readings") for r in some}
+    with Store(tmp_path / "run" / "readings") as store:
+        asked, shared = list(questions(recipe, teacher_hash(teacher), store)), prompts(recipe)
+        assert len(shared) == 2
+        assert sorted((shared[q.prompt_hash].prefix, q.text) for q in asked) == sorted(teacher.asked)
+        intake = Intake(recipe, teacher_hash(teacher), store)
+        # As they come back: in any order.
+        answers = [(q, Answer(wanted[q.key].raw, 1, 1, True)) for q in reversed(asked)]
+        assert intake.take(answers) == len(wanted) == 42
+        assert not list(questions(recipe, teacher_hash(teacher), store))
+    assert {r.key: r for some in every(tmp_path / "run" / "readings") for r in some} == wanted
+
+
+@pytest.mark.parametrize("languages", [None, ["de"], ["de", "en"]])
+def test_a_batch_asks_what_the_reader_asks(tmp_path: Path, languages: list[str] | None) -> None:
+    recipe = mixed(tmp_path, {"languages": languages, "behaviors": ["ner", "qra"]})
+    identity = teacher_hash(Prompted())
+    shared = prompts(recipe)
+    assert len(shared) == 2 * len(languages or [""])
+    found = Counter(q.prompt_hash for q in questions(recipe, identity))
+    assert set(found) == set(shared)
+    assert sum(found.values()) == 2 * {None: 44, 1: 21, 2: 42}[languages and len(languages)]
 
 
 def test_the_german_rules_judge_german_answers_also_when_they_are_judged_anew(tmp_path: Path) -> None:

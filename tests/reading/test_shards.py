@@ -333,7 +333,7 @@ def test_what_travels_to_the_workers_needs_nothing_of_this_package(
     for name in [name for name in sys.modules if name.partition(".")[0] == "brd"]:
         monkeypatch.setitem(sys.modules, name, None)
     before, after = cloudpickle.loads(packed)
-    row = {"key": "k", "shard": "s", "behavior": "ner", "suffix": "B.\nE:"}
+    row = {"key": "k", "shard": "s", "prompt_hash": "ner", "suffix": "B.\nE:"}
     assert before(row) == stages[0](row)
     row |= {"generated_text": " none\nX", "num_generated_tokens": 5, "num_input_tokens": 9}
     told = {"raw": " none", "finished": True, "prompt_tokens": 9, "new_tokens": 5}

@@ -40,10 +40,10 @@ def split(text: str, language: str) -> list[Span]:
         starts = [boundary["start_index"] for boundary in sentencex.get_sentence_boundaries(language, text)]
     spans: list[Span] = []
     for place, piece in zip(starts, pieces, strict=False):
-        start = place + len(piece) - len(piece.lstrip())
-        end = place + len(piece.rstrip())
-        if start < end:
-            spans.append(Span(start, end))
+        kept = piece.rstrip()
+        if kept:
+            end = place + len(kept)
+            spans.append(Span(end - len(kept.lstrip()), end))
     return spans
 
 
