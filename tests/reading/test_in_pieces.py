@@ -12,8 +12,9 @@ import pytest
 from scripted import Scripted, a_recipe
 
 from brd.errors import BrdError
-from brd.reading import reader, store
-from brd.reading.reader import choose, funnel, load_paragraphs, read
+from brd.reading import chosen, reader, store
+from brd.reading.chosen import choose, load_paragraphs
+from brd.reading.reader import funnel, read
 from brd.reading.store import Reading, export, readings_of, shards
 from brd.recipe import changed
 from brd.teachers.teacher import Answer
@@ -47,6 +48,7 @@ def test_a_few_sentences_at_a_time_give_the_same_store(tmp_path: Path, monkeypat
         counts.append(read(recipe, folder, teacher, lambda *what, said=said: said.append(what)))
         monkeypatch.setattr(reader, "WINDOW", 7)
         monkeypatch.setattr(reader, "GROUP", 2)
+        monkeypatch.setattr(chosen, "ROWS", 2)
     assert stored(folders[0]) == stored(folders[1])
     assert len({r.key for r in stored(folders[0])}) == len(stored(folders[0])) == 2 * 51
     assert load_paragraphs(folders[0]) == load_paragraphs(folders[1])
