@@ -127,7 +127,7 @@ def compare(name: str, keys: list[str], training: bool) -> float:
         )
         if training:
             spent = found["training"]["seconds"]
-            really = seconds_of(folder, "train.*.json")
+            really = sum(seconds_of(folder, f"train.{arm}.json") for arm in found["training"]["arms"])
             tokens = {arm: row["tokens"] for arm, row in found["training"]["arms"].items()}
             trained = {
                 arm: json.loads((folder / "steps" / f"train.{arm}.json").read_text())["result"]["trained_tokens"]
