@@ -194,6 +194,13 @@ def test_near_duplicates_follow_the_share_of_common_runs(threshold: float) -> No
     assert wrong == 0
 
 
+def test_what_only_looks_near_to_the_index_is_kept() -> None:
+    # Of 60 texts well below the threshold the index proposes some; the estimated share decides.
+    copies = [altered(LONG, 30, seed) for seed in range(60)]
+    assert max(jaccard(LONG, copy, 5) for copy in copies) < 0.4
+    assert len(kept("near_duplicates", [LONG, *copies], threshold=0.5)) == 61
+
+
 def test_near_duplicates_keep_the_first_and_tell_what_it_is() -> None:
     texts = [HARBOUR, altered(LONG, 5), LONG, HARBOUR.upper(), "eight words that stand here two times over"]
     texts.append(texts[-1])
