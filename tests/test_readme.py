@@ -1,5 +1,6 @@
 """The README's commands, word for word, at toy size."""
 
+import lzma
 import re
 import shlex
 from collections.abc import Callable
@@ -67,6 +68,8 @@ def test_commands(brd: Callable[..., Any], tmp_path: Path, tiny_model: Path, com
     for n in range(6):
         text = f"Vera Lind wrote letter {n} in Bergen.\nNobody answered it for weeks."
         (tmp_path / "corpus" / f"{n}.txt").write_text(text, encoding="utf-8")
+    documents = (f"Vera Lind wrote letter {n} in Bergen.\nNobody answered it for {n} weeks.\n" for n in range(6))
+    (tmp_path / "en.txt.xz").write_bytes(lzma.compress("\n".join(documents).encode()))
     (tmp_path / "teacher.gguf").symlink_to(smollm2_gguf())
     (tmp_path / "student").symlink_to(tiny_model)
     small = list(SMALL)
