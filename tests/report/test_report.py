@@ -97,6 +97,18 @@ def test_the_words_follow_the_numbers() -> None:
     assert "Teacher and student are the same model" in weak
 
 
+def test_many_constant_arms_are_counted_and_what_was_not_measured_is_not_told() -> None:
+    summary = a_summary()
+    names = [f"task{n}" for n in range(9)]
+    for arm in summary["arms"].values():
+        arm["tasks"] |= dict.fromkeys(names, summary["arms"]["base"]["tasks"]["boolq"])
+    summary["arms"]["base"]["reading_prompted"] = {"well_formed": 0.4}
+    text = " ".join(Page(a_page(summary=summary)).text.split())
+    assert "the same answer: base on 10, further on 9 and brd on 9 of 10 (tasks and templates" in text
+    assert "base on task3" not in text
+    assert "few-shot prompt in front: base 40 %." in text
+
+
 def test_readings_that_hold_little_are_named() -> None:
     summary = a_summary()
     behaviors = summary["arms"]["brd"]["reading"]["behaviors"]

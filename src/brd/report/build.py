@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ DETECTABLE = 2.8
 HOLLOW = 0.5
 # From so many questions on, it is worth saying how many of them are the same.
 MANY = 10
+# So many arms on tasks are named one by one where they give nearly always the same answer.
+LISTED = 12
 BEHAVIOR_NAMES = {
     "ner": "named entities",
     "qra": "questions and answers",
@@ -223,8 +226,8 @@ def _findings(summary: Figures) -> list[dict[str, Any]]:
     ]
     found[0]["said"].append("The losses have no standard error.")
     prompted = {arm: get(a, "reading_prompted", "well_formed") for arm, a in arms.items()}
-    if any(is_number(v) for v in prompted.values()):
-        shares = _listed([f"{arm} {percent(v, 0)}\u00a0%" for arm, v in prompted.items()])
+    if known := {arm: v for arm, v in prompted.items() if is_number(v)}:
+        shares = _listed([f"{arm} {percent(v, 0)}\u00a0%" for arm, v in known.items()])
         found[1]["said"].append(f"With the teacher’s few-shot prompt in front: {shares}.")
     return found
 
@@ -314,14 +317,19 @@ def _detectable(arms: Figures, paired: bool) -> list[str]:
 
 def _weak_tasks(arms: Figures) -> list[str]:
     said, constant, useless = [], [], []
+    of: Counter[str] = Counter()
     names = list(dict.fromkeys(name for a in arms.values() for name in a.get("tasks") or {}))
     for name in names:
         shown = {arm: a["tasks"][name] for arm, a in arms.items() if name in (a.get("tasks") or {})}
         same = {arm: c for arm, t in shown.items() if (c := figures.constant(t.get("predicted") or {}))}
+        of.update(same.keys())
         constant += [f"{arm} on {name} (‘{label}’, {percent(share, 0)}\u00a0%)" for arm, (label, share) in same.items()]
         known = [t for t in shown.values() if is_number(t.get("accuracy")) and is_number(t.get("majority"))]
         if known and all(t["accuracy"] - t["majority"] <= 2 * (figures.task_error(t) or 0) for t in known):
             useless.append(name)
+    if len(constant) > LISTED:
+        counts = _listed([f"{arm} on {of[arm]}" for arm in arms if of[arm]])
+        constant = [f"{counts} of {len(names)} (tasks and templates; the section Tasks shows which)"]
     if constant:
         said.append(
             f"These give nearly always the same answer: {_listed(constant)}. Such an accuracy tells of the labels in "
