@@ -24,7 +24,8 @@ from pages import (
 )
 
 from brd.report import figures
-from brd.report.build import EMBEDDED_HELD_OUT, EMBEDDED_SENTENCES, render
+from brd.report.browser import EMBEDDED_HELD_OUT, EMBEDDED_SENTENCES
+from brd.report.build import render
 
 
 def test_hostile_text_is_shown_and_stays_inert() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from brd.errors import BrdError, TeacherUnreachable
 from brd.reading.behavior import load_behaviors
 from brd.sections.teacher import Teacher as Settings
-from brd.teachers import client, connection, openai
+from brd.teachers import client, connection, openai, reply
 from brd.teachers.gate import Gate
 from brd.teachers.openai import OpenAI
 from brd.teachers.teacher import Answer
@@ -405,7 +405,7 @@ def test_the_gate_lets_in_by_turns_and_forgets_who_goes_away() -> None:
 
 @given(st.text() | st.sampled_from(["-1", "1e9", "٣", "Mon, 99 Jan 0000", "31 Dec 9999 23:59:59", "1 Jan 1 1:1 -9999"]))
 def test_retry_after_is_seconds_or_nothing(value: str) -> None:
-    found = client.retry_after({"Retry-After": value, "Date": value[::-1]})
+    found = reply.retry_after({"Retry-After": value, "Date": value[::-1]})
     assert found is None or 0 <= found < 1e12
 
 
@@ -419,14 +419,14 @@ def test_retry_after_is_seconds_or_nothing(value: str) -> None:
     ],
 )
 def test_retry_after_by_the_servers_clock(value: str, seconds: float | None) -> None:
-    assert client.retry_after({"Retry-After": value, "Date": "Sun, 06 Nov 1994 08:49:37 GMT"}) == seconds
+    assert reply.retry_after({"Retry-After": value, "Date": "Sun, 06 Nov 1994 08:49:37 GMT"}) == seconds
 
 
 def test_retry_after_by_our_own_clock() -> None:
     import email.utils
 
     later = email.utils.formatdate(time.time() + 50, usegmt=True)
-    found = client.retry_after({"Retry-After": later})
+    found = reply.retry_after({"Retry-After": later})
     assert found is not None
     assert 45 < found <= 50
 

@@ -12,15 +12,11 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from brd.reading.behavior import one_line
-from brd.reading.ner import TYPES
 from brd.report import against, contrasts, figures, tasks
 from brd.report.audit import audit as closer_look
+from brd.report.browser import browser
 from brd.report.figures import DASH, counted, get, is_number, macro_error, number, percent
 
-# So many sentences are embedded for browsing, so many of them held-out ones where there are enough of both.
-EMBEDDED_SENTENCES = 2000
-EMBEDDED_HELD_OUT = 400
 # Two-sided 5 % test, 80 % power: a difference is found in four runs of five when it is so many standard errors.
 DETECTABLE = 2.8
 # From this share of empty or repeated readings on, a student's verified readings are said to hold little.
@@ -64,7 +60,7 @@ def render(
     environment.filters |= {"number": number, "percent": percent, "duration": figures.duration}
     style, script = (Markup(_template(name)) for name in ("report.css", "report.js"))
     languages = get(recipe, "reading", "languages") or [get(recipe, "text", "language") or ""]
-    browser = _browser(readings, str(languages[0]) if len(languages) == 1 else "")
+    sentences = browser(readings, str(languages[0]) if len(languages) == 1 else "")
     page = environment.get_template("report.html").render(
         style=style,
         script=script,
@@ -95,8 +91,8 @@ def render(
         peak=summary.get("peak_rss_mb"),
         limits=_limits(summary, provenance, recipe),
         notes=summary.get("notes") or [],
-        browser=browser,
-        data=_embedded(browser),
+        browser=sentences,
+        data=_embedded(sentences),
         recipe=_yaml(recipe),
         provenance=_yaml(provenance),
         date=str(provenance.get("started") or DASH)[:10],
@@ -357,50 +353,3 @@ def _hollow_readings(arms: Figures) -> list[str]:
             if is_number(questions) and written >= MANY and questions / written <= 1 - HOLLOW:
                 said.append(f"{arm} wrote {written} questions, only {counted(questions)} of them distinct")
     return [f"Verified does not mean rich: {_listed(said)}."] if said else []
-
-
-# The browser of readings.
-
-
-def _browser(readings: Sequence[Figures], language: str) -> dict[str, Any]:
-    """Sentences with their readings, as the page's script reads them, and how many of how many are there."""
-    sentences: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for reading in readings:
-        part = "held_out" if reading.get("held_out") else "train"
-        place = (part, reading.get("document"), reading.get("paragraph"), reading.get("sentence"))
-        if place not in sentences:
-            where = dict(zip(("part", "document", "paragraph", "sentence"), place, strict=True))
-            sentences[place] = {**where, "text": one_line(reading.get("text") or ""), "readings": []}
-        kept = {key: reading.get(key) for key in ("behavior", "verdict", "reason", "content")}
-        # What was verified is shown from its content.
-        raw = {} if kept["verdict"] == "verified" else {"raw": reading.get("raw") or "", "content": None}
-        sentences[place]["readings"].append(kept | raw)
-    every = list(sentences.values())
-    shown = _sample(every)
-    found = [reading for sentence in shown for reading in sentence["readings"]]
-    return {
-        "language": language,
-        "types": list(TYPES),
-        "total": len(every),
-        "readings": len(found),
-        "held_out": sum(s["part"] == "held_out" for s in shown),
-        "behaviors": list(dict.fromkeys(r["behavior"] for r in found)),
-        "reasons": sorted({r["reason"] for r in found if r["reason"]}),
-        "sentences": shown,
-    }
-
-
-def _sample(sentences: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All, or where there are too many the first of each part."""
-    if len(sentences) <= EMBEDDED_SENTENCES:
-        return sentences
-    held_out = sum(s["part"] == "held_out" for s in sentences)
-    train = len(sentences) - held_out
-    room = max(min(held_out, EMBEDDED_HELD_OUT), EMBEDDED_SENTENCES - train)
-    left = {"held_out": room, "train": EMBEDDED_SENTENCES - room}
-    kept = []
-    for sentence in sentences:
-        if left[sentence["part"]] > 0:
-            left[sentence["part"]] -= 1
-            kept.append(sentence)
-    return kept

@@ -6,7 +6,6 @@ looks through all connections at the beginning and at the end of every request.
 
 import asyncio
 import contextlib
-import email.utils
 import json
 import os
 import random
@@ -25,6 +24,7 @@ from brd.errors import TeacherUnreachable
 from brd.sections.teacher import Server
 from brd.teachers import connection
 from brd.teachers.gate import Gate
+from brd.teachers.reply import error_of, retry_after
 
 # Seconds. The first repetition comes after FIRST_WAIT, each further one after twice as long, by chance up to half less.
 FIRST_WAIT = 0.5
@@ -335,7 +335,7 @@ class Client:
             return response.status, response.headers, bytes(text)
 
     def _failure(self, status: int, headers: Mapping[str, str], text: bytes, began: float) -> Exception:
-        message, code = _said(text)
+        message, code = error_of(text)
         message = self.line(message)
         if 300 <= status < 400:
             return Refused(status, f"moved to {self.line(headers.get('Location', 'another address'))}")
@@ -381,33 +381,3 @@ class Client:
 
 def _json(parse: Callable[[Any], Result]) -> Callable[[bytes], Result]:
     return lambda text: parse(json.loads(text))
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds of a Retry-After header (a number, or a date by the server's own clock where it tells that)."""
-    value = headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
-        return float(value)
-    try:
-        then = email.utils.parsedate_to_datetime(value).timestamp()
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None
-    try:
-        now = email.utils.parsedate_to_datetime(headers.get("Date", "")).timestamp()
-    except (ValueError, TypeError, OverflowError, IndexError):
-        now = time.time()
-    return max(0.0, then - now)
-
-
-def _said(text: bytes) -> tuple[str, str]:
-    """The message of an error's body, and its code and type, however the server puts them."""
-    plain = text.decode("utf-8", "replace")
-    try:
-        found = json.loads(plain)
-    except (ValueError, RecursionError):
-        return plain or "no reason given", ""
-    if isinstance(found, dict):
-        inner = found["error"] if isinstance(found.get("error"), dict) else found
-        message = next((inner[k] for k in ("message", "error", "detail") if inner.get(k)), plain)
-        return str(message), f"{inner.get('code')} {inner.get('type')}"
-    return plain, ""
