@@ -132,6 +132,7 @@ def validate(recipe: RecipeName, out: Out = None, set_: Set = None) -> None:
     from brd.evaluation.items import items
     from brd.evaluation.tasks import load_task
     from brd.pipeline import Pipeline
+    from brd.reading.behavior import behaviors_of
     from brd.reading.chosen import check_parts, choose
     from brd.recipe_corpus import open_corpus
     from brd.run import RunFolder
@@ -139,6 +140,7 @@ def validate(recipe: RecipeName, out: Out = None, set_: Set = None) -> None:
     from brd.text.sources import unpinned
 
     loaded = _load(recipe, set_)
+    behaviors = behaviors_of(loaded.reading)
     counts: Counter[str] = Counter()
     corpus = open_corpus(loaded)
     for _ in choose(loaded, counts, corpus):
@@ -155,7 +157,7 @@ def validate(recipe: RecipeName, out: Out = None, set_: Set = None) -> None:
         print(f"  fewer than reading.sentences ({loaded.reading.sentences}): the corpus has no more")
     for source in unpinned(loaded.text):
         print(f"  {source} may change: name a commit in text.revision, or the run cannot be repeated")
-    asked = len(loaded.reading.behaviors) * (counts["sentences_train"] + counts["sentences_held_out"])
+    asked = len(behaviors) * (counts["sentences_train"] + counts["sentences_held_out"])
     print(f"teacher: {loaded.teacher.kind}, {loaded.teacher.model}; {asked} readings at most")
     if loaded.teacher.kind == "openai":
         from brd.teachers.openai import key

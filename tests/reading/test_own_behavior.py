@@ -229,3 +229,11 @@ def test_the_mix_takes_names_of_files_that_are_read_only(tmp_path: Path) -> None
     path.write_text("name: x\ncomposing:\n  mix: {tone: 2}\n")
     with pytest.raises(BrdError, match=r"r.yaml:3: composing.mix: unknown part of the mix 'tone'"):
         recipes.load(str(path))
+
+
+def test_validate_names_a_file_that_is_missing(
+    brd_here: Callable[..., subprocess.CompletedProcess[str]], recipe_file: Callable[..., Path]
+) -> None:
+    done = brd_here("validate", recipe_file(), "--set", "reading.behaviors=[ner, ./tone.py]")
+    assert done.returncode == 2
+    assert "tone.py: no such file" in done.stderr
