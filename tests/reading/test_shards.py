@@ -30,7 +30,7 @@ from brd.recipe import Recipe
 from brd.run import RunFolder
 from brd.sections.teacher import Teacher as Settings
 from brd.teachers import LazyTeacher, open_teacher, ray_data
-from brd.teachers.teacher import Answer
+from brd.teachers.teacher import Answer, Prompt
 
 FAKE = Path(__file__).parents[1] / "fake_vllm"
 SENTENCES = [f"Ship number {n} came into the harbour of Oslo." for n in range(40)]
@@ -314,7 +314,7 @@ def test_a_template_that_begins_with_bos_does_not_get_another_one(tmp_path: Path
         settings = Settings.model_validate(
             {"kind": "vllm", "model": "m", "chat_template": True, "cluster": {"weights": str(tmp_path / str(adds))}}
         )
-        before, _ = ray_data._stages(settings, {"a": ray_data.Shared("Do.\n\nA.\nE: none\n\n", ("\n",), 5)})
+        before, _ = ray_data._stages(settings, {"a": Prompt("Do.\n\nA.\nE: none\n\n", ("\n",), 5)})
         prompt = before({"prompt_hash": "a", "suffix": "B.\nE:"})["prompt"]
         assert prompt == ("" if adds else "<s>") + "[Do.][A.][E: none][B.]E:"
 
@@ -328,7 +328,7 @@ def test_what_travels_to_the_workers_needs_nothing_of_this_package(
     settings = Settings.model_validate(
         {"kind": "vllm", "model": "m", "chat_template": True, "cluster": {"weights": str(tiny_model)}}
     )
-    stages = ray_data._stages(settings, {"ner": ray_data.Shared("Do.\n\nA.\nE: none\n\n", ("\n",), 5)})
+    stages = ray_data._stages(settings, {"ner": Prompt("Do.\n\nA.\nE: none\n\n", ("\n",), 5)})
     packed = cloudpickle.dumps(stages)
     for name in [name for name in sys.modules if name.partition(".")[0] == "brd"]:
         monkeypatch.setitem(sys.modules, name, None)
@@ -373,6 +373,11 @@ def control(cluster: Path) -> Path:
     return cluster
 
 
+def texts(job: shards.Job) -> list[tuple[str, str]]:
+    """The shard and the sentence of each question."""
+    return [(path.stem, row["text"]) for path in job.inputs() for row in pq.read_table(path).to_pylist()]
+
+
 def asked(control: Path) -> list[list[Any]]:
     # Of the last line there may be only a part yet.
     return [json.loads(line) for line in (control / "asked").read_text().split("\n")[:-1]]
@@ -411,7 +416,7 @@ def test_the_read_step_on_a_cluster(
         }
     engine = json.loads((control / "engine").read_text())
     assert (engine["model"], engine["dtype"], engine["revision"]) == ("org/model-7b", "auto", "abc")
-    assert "vLLM refused 2 sentences, which count as malformed (ValueError: the prompt is too long)" in (
+    assert "vLLM refused 2 sentences, which count as malformed (VLLMValidationError: the prompt is too long)" in (
         capsys.readouterr().err
     )
     counts = run.manifest("read")["result"]["counts"]  # type: ignore[index]
@@ -428,7 +433,7 @@ def test_killed_in_the_middle_it_goes_on_with_the_shards_that_are_missing(
     assert "80 new questions; 10 of 10 shards are to be read" in done.stdout
     job = shards.open_job(folder)
     prompts = {
-        job.shared[row["prompt_hash"]].prefix + row["suffix"]: source.name
+        job.prompts[row["prompt_hash"]].prefix + row["suffix"]: source.name
         for source in job.inputs()
         for row in pq.read_table(source).to_pylist()
     }
@@ -477,6 +482,44 @@ def test_killed_in_the_middle_it_goes_on_with_the_shards_that_are_missing(
     assert done.returncode == 0, done.stderr
     assert "ner" in done.stderr
     assert sum(len(part) for part in every(tmp_path / "run" / "readings")) == 80
+
+
+def test_an_engine_that_fails_at_a_sentence_says_nothing_about_it(control: Path, tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path)
+    job = written(recipe, tmp_path / "run")
+    (control / "fail").touch()
+    with pytest.raises(TeacherUnreachable, match=r"an engine failed at \d shards \(the first is .*EngineGenerateError"):
+        list(shards.read(job))
+    stuck = {name for name, text in texts(job) if "number 19 " in text}
+    assert {path.stem for path in job.missing()} == stuck
+    kept = {path: path.read_bytes() for path in (job.folder / "out").iterdir()}
+    (control / "fail").unlink()
+    (control / "asked").unlink()
+    assert {path.stem for path in shards.read(job)} == stuck
+    # Nothing of the other shards is asked again.
+    assert len(asked(control)) == 8 * len(stuck)
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert taken(recipe, job, tmp_path / "run") == 80
+    assert all(r.finished for part in every(tmp_path / "run" / "readings") for r in part)
+
+
+def test_an_engine_that_is_killed_is_started_anew_and_asked_again(control: Path, tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path)
+    job = written(recipe, tmp_path / "run")
+    killed = 0
+    outputs = []
+    for output in shards.read(job):
+        outputs.append(output.name)
+        if len(outputs) in (2, 6):
+            os.kill(int((control / "pid").read_text()), signal.SIGKILL)
+            killed += 1
+    assert killed == 2
+    assert sorted(outputs) == [path.name for path in job.inputs()]
+    # What the engine was at: its shards, and those whose answers were on their way back.
+    times = Counter(text for text, _ in asked(control))
+    assert len(times) == 80
+    assert times.total() <= 80 + killed * 8 * (ray_data.AHEAD + 2)
+    assert taken(recipe, job, tmp_path / "run") == 80
 
 
 def test_engines_that_cannot_be_started(control: Path, tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from typing import Any
 from brd.errors import BrdError, TeacherUnreachable
 from brd.reading.pending import (
     Intake,
-    Prompt,
     Question,
     load_questions,
     prompts,
@@ -38,7 +37,7 @@ from brd.run import fingerprint, read_json, write_json
 from brd.teachers.batch_api import Batches, State
 from brd.teachers.client import Refused
 from brd.teachers.openai import OF_A_PROMPT, Asking, OpenAI, identity, load
-from brd.teachers.teacher import Answer
+from brd.teachers.teacher import Answer, Prompt
 from brd.text.corpus import Corpus
 
 # What providers take as one file, in bytes.

@@ -20,17 +20,8 @@ from brd.reading.naming import Names
 from brd.reading.parquet import read_table, write_table
 from brd.reading.store import SCHEMA, Reading, Store, judged
 from brd.recipe import Recipe
-from brd.teachers.teacher import Answer
+from brd.teachers.teacher import Answer, Prompt
 from brd.text.corpus import Corpus
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What all questions of a behavior in one language share."""
-
-    prefix: str
-    stop: tuple[str, ...]
-    max_new_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

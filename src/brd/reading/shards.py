@@ -1,7 +1,7 @@
 """Reading by shards, on a cluster: a folder of questions goes out, a folder of answers comes back.
 
     RUN/shards/<hash>/
-      job.json              the teacher, and what all prompts share
+      job.json              the teacher and the prompts
       in/part-00000.parquet   questions: key, behavior, place, sentence, what follows the prefix
       out/part-00000.parquet  the answers to exactly these, by key; the file is whole or absent
 
@@ -38,7 +38,7 @@ from brd.recipe import Recipe
 from brd.run import fingerprint, read_json, write_json
 from brd.sections.teacher import Teacher as TeacherSettings
 from brd.teachers import ray_data
-from brd.teachers.teacher import Answer
+from brd.teachers.teacher import Answer, Prompt
 from brd.text.corpus import Corpus
 
 # What ``reading.known`` takes.
@@ -55,13 +55,13 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A folder of questions and answers. ``teacher`` is the hash of the teacher's identity; what prompts share is
-    found by their hashes."""
+    """A folder of questions and answers. ``teacher`` is the hash of the teacher's identity; ``prompts`` are found
+    by their hashes."""
 
     folder: Path
     settings: TeacherSettings
     teacher: str
-    shared: dict[str, ray_data.Shared]
+    prompts: dict[str, Prompt]
 
     def inputs(self) -> list[Path]:
         return sorted((self.folder / "in").glob("part-*.parquet"))
@@ -77,10 +77,9 @@ class Job:
 def plan(recipe: Recipe, folder: Path) -> Job:
     """The job of a recipe's teacher and prompts under ``folder``; made where it is not there yet."""
     identity = ray_data.identity(recipe.teacher)
-    shared = prompts(recipe)
     about = {
         "identity": identity,
-        "prompts": {mark: asdict(prompt) for mark, prompt in shared.items()},
+        "prompts": {mark: asdict(prompt) for mark, prompt in prompts(recipe).items()},
     }
     path = folder / fingerprint("shards", about)
     write_json(path / "job.json", {"teacher": recipe.teacher.model_dump(exclude={"server"}), **about})
@@ -92,15 +91,15 @@ def open_job(folder: Path) -> Job:
     found = read_json(folder / "job.json")
     try:
         settings = TeacherSettings.model_validate(found["teacher"])
-        shared = {
-            mark: ray_data.Shared(p["prefix"], tuple(p["stop"]), int(p["max_new_tokens"]))
+        asked = {
+            mark: Prompt(p["prefix"], tuple(p["stop"]), int(p["max_new_tokens"]))
             for mark, p in found["prompts"].items()
         }
     except (TypeError, KeyError, ValueError):
         raise BrdError(
             f"{folder}: no folder of shards; `brd shards write RECIPE` makes one and says its name"
         ) from None
-    return Job(folder, settings, teacher_hash(ray_data.load(settings)), shared)
+    return Job(folder, settings, teacher_hash(ray_data.load(settings)), asked)
 
 
 def write(recipe: Recipe, job: Job, store: Store, corpus: Corpus | None = None) -> int:
@@ -126,7 +125,7 @@ def read(job: Job, progress: Progress | None = None) -> Generator[Path, None, No
     """Have all shards without answers answered, all engines at once; yields each output file when it is whole.
 
     An interrupted call leaves whole files only, and the next asks for the others. Raises TeacherUnreachable where the
-    cluster fails, BrdError where it gives answers that were not asked for.
+    cluster or an engine fails (what others answered is kept), BrdError where it gives answers that were not asked for.
     """
     with _locked(job.folder):
         for scratch in (job.folder / "out").glob("*.tmp"):
@@ -139,10 +138,15 @@ def read(job: Job, progress: Progress | None = None) -> Generator[Path, None, No
         done = total - sum(sizes[name] for name in missing)
         came: dict[str, _Shard] = {}
         refused: Counter[str] = Counter()
+        failed: dict[str, str] = {}
         answered = done
-        for row in ray_data.read_files(job.settings, job.shared, list(missing.values())):
+        for row in ray_data.read_files(job.settings, job.prompts, list(missing.values())):
             if row.shard not in missing:
                 raise BrdError(f"{job.folder}: an answer to shard {row.shard!r}, which was not asked")
+            if row.failed:
+                # Nothing that an engine's failure says about a sentence is kept: the shard is read again.
+                failed.setdefault(row.shard, row.error)
+                continue
             shard = came.get(row.shard) or came.setdefault(row.shard, _Shard(missing[row.shard]))
             shard.add(row.key, row.answer)
             if row.error:
@@ -159,6 +163,11 @@ def read(job: Job, progress: Progress | None = None) -> Generator[Path, None, No
                 yield target
             if progress:
                 progress("shards", done, total)
+        if failed:
+            raise TeacherUnreachable(
+                f"{job.folder}: an engine failed at {len(failed)} shards (the first is {next(iter(failed))}: "
+                f"{failed[next(iter(failed))]}); the same command asks for these again"
+            )
         if missing:
             raise TeacherUnreachable(
                 f"{job.folder}: Ray gave back too few answers to {len(missing)} shards (the first is "

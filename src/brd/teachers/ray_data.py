@@ -18,30 +18,25 @@ from brd.errors import BrdError, TeacherUnreachable
 from brd.sections.teacher import Teacher as TeacherSettings
 from brd.teachers import chat
 from brd.teachers.openai import BYTES_A_TOKEN, CONTEXT_LENGTH
-from brd.teachers.teacher import Answer
+from brd.teachers.teacher import Answer, Prompt
 
 MISSING = "Ray is not installed here: pip install 'brd[ray]' (and vllm on the machines with GPUs)"
 # Shards that an engine has at once: one that is answered, and the next, so that the end of one leaves no gap.
 AHEAD = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """What all questions of a prompt share: their prefix, where their answers end, and how long these may be."""
-
-    prefix: str
-    stop: tuple[str, ...]
-    max_new_tokens: int
+# What vLLM raises for a question that it does not take, by the name, which is all that Ray hands on of it.
+_REFUSALS = ("VLLMValidationError", "VLLMUnprocessableEntityError", "ValueError")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The answer to one question, which is found by ``key`` and ``shard``; ``error`` says why there is none."""
+    """The answer to one question, which is found by ``key`` and ``shard``; ``error`` says why there is none: vLLM
+    refused the question, or (``failed``) was not able to answer any."""
 
     key: str
     shard: str
     answer: Answer
     error: str
+    failed: bool = False
 
 
 class RayData:
@@ -71,8 +66,10 @@ class RayData:
             return
         ray = start()
         rows = [{"key": str(n), "prompt_hash": "", "suffix": s, "shard": ""} for n, s in enumerate(suffixes)]
-        shared = {"": Shared(prefix, tuple(stop), max_new_tokens)}
-        for row in answers(self._settings, shared, ray.data.from_items(rows)):
+        prompts = {"": Prompt(prefix, tuple(stop), max_new_tokens)}
+        for row in answers(self._settings, prompts, ray.data.from_items(rows)):
+            if row.failed:
+                raise TeacherUnreachable(f"teacher.kind vllm: an engine failed ({row.error})")
             yield int(row.key), row.answer
 
     def close(self) -> None:
@@ -99,7 +96,7 @@ def start() -> Any:
     return ray
 
 
-def read_files(settings: TeacherSettings, shared: Mapping[str, Shared], files: Sequence[Path]) -> Iterator[Row]:
+def read_files(settings: TeacherSettings, prompts: Mapping[str, Prompt], files: Sequence[Path]) -> Iterator[Row]:
     """The answers to the questions of Parquet files (columns key, prompt_hash, suffix, shard), in any order but a file
     at a time. Every machine has to see the files under the same path."""
     ray = start()
@@ -111,14 +108,14 @@ def read_files(settings: TeacherSettings, shared: Mapping[str, Shared], files: S
 
     # Ray's own reader puts small files together, and what is answered together is lost together.
     names = ray.data.from_items([{"file": str(f.resolve())} for f in files], override_num_blocks=len(files))
-    yield from answers(settings, shared, names.map_batches(content, batch_size=1, batch_format="pyarrow"))
+    yield from answers(settings, prompts, names.map_batches(content, batch_size=1, batch_format="pyarrow"))
 
 
-def answers(settings: TeacherSettings, shared: Mapping[str, Shared], dataset: Any) -> Iterator[Row]:
+def answers(settings: TeacherSettings, prompts: Mapping[str, Prompt], dataset: Any) -> Iterator[Row]:
     """The answers to a Ray Dataset of questions, as they come.
 
-    A question that vLLM refuses (too long for its context) is an empty unfinished answer with an ``error``. Raises
-    TeacherUnreachable where no engine can be started or all is lost.
+    A question that vLLM refuses (too long for its context) is an empty unfinished answer with an ``error``; so is one
+    at which an engine failed, which is marked. Raises TeacherUnreachable where no engine can be started or all is lost.
     """
     import ray
 
@@ -130,7 +127,7 @@ def answers(settings: TeacherSettings, shared: Mapping[str, Shared], dataset: An
     logging.getLogger().setLevel(root)
     for name in ("ray._private.worker", "ray.data", "ray.llm"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    before, after = _stages(settings, shared)
+    before, after = _stages(settings, prompts)
     gpus, wanted = ray.cluster_resources().get("GPU", 0), settings.cluster.tensor_parallel
     if settings.cluster.device == "gpu" and gpus < wanted:
         told = f"the Ray cluster has {gpus:g} GPUs and an engine needs {wanted}: waiting for more to join it"
@@ -149,7 +146,8 @@ def answers(settings: TeacherSettings, shared: Mapping[str, Shared], dataset: An
 
 def _row(row: dict[str, Any]) -> Row:
     if error := row.get("__inference_error__"):
-        return Row(row["key"], row["shard"], Answer("", 0, 0, False), _line(error))
+        failed = not error.startswith(tuple(f"{name}:" for name in _REFUSALS))
+        return Row(row["key"], row["shard"], Answer("", 0, 0, False), _line(error), failed)
     return Row(
         row["key"], row["shard"], Answer(row["raw"], row["prompt_tokens"], row["new_tokens"], row["finished"]), ""
     )
@@ -185,12 +183,12 @@ def _processor(settings: TeacherSettings) -> Any:
     )
 
 
-def _stages(settings: TeacherSettings, shared: Mapping[str, Shared]) -> tuple[Any, Any]:
+def _stages(settings: TeacherSettings, prompts: Mapping[str, Prompt]) -> tuple[Any, Any]:
     """What is done to a row before and after the engine. Nested functions travel to the workers by value, so these
     use nothing of this package."""
     render = _template(settings) if settings.chat_template else None
     asked = {}
-    for mark, one in shared.items():
+    for mark, one in prompts.items():
         prefix, turn = chat.split(one.prefix, render) if render else (one.prefix, None)
         asked[mark] = (prefix, turn, list(one.stop), one.max_new_tokens)
 

@@ -24,6 +24,16 @@ class Answer:
     retries: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What all questions of a behavior in one language share: the prefix before them, where an answer ends, and how
+    many tokens it may have."""
+
+    prefix: str
+    stop: tuple[str, ...]
+    max_new_tokens: int
+
+
 class Teacher(Protocol):
     """A language model that continues prompts.
 
