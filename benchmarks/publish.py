@@ -31,8 +31,8 @@ def main(run: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     loaded = recipe.load(str(run / "recipe.yaml"))
     readings = Readings(loaded, run / "readings")
-    found = {r.key: r for part in (False, True) for *_, r in readings.all(part)}
-    rows = sorted(found.values(), key=lambda r: (r.behavior, r.document, r.paragraph, r.sentence))
+    found = {r.key: (r, p.language) for part in (False, True) for p, _, r in readings.all(part)}
+    rows = sorted(found.values(), key=lambda row: (row[0].behavior, row[0].document, row[0].paragraph, row[0].sentence))
     count = export(rows, out / "readings.parquet", NOTE)
     print(f"readings.parquet: {count} readings, {(out / 'readings.parquet').stat().st_size / 1e6:.2f} MB")
     for folder in sorted(run.glob("evaluation_?")):

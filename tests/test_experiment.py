@@ -145,7 +145,9 @@ def test_readings_that_others_paid_for_are_not_asked_again(
     assert brd("read", path, "--out", "out").returncode == 0
     readings = Readings(recipe.load(str(path)), tmp_path / "out" / "readings")
     found = [reading for part in (False, True) for *_, reading in readings.all(part)]
-    assert export(found[:10], tmp_path / "known.parquet", "our own sentences, CC0") == 10
+    assert (
+        export([(reading, "en") for reading in found[:10]], tmp_path / "known.parquet", "our own sentences, CC0") == 10
+    )
     again = brd("read", path, "--out", "again", "--set", "reading.known=[known.parquet]")
     assert again.returncode == 0, again.stderr
     counts = json.loads((tmp_path / "again" / "steps" / "read.json").read_text())["result"]["counts"]

@@ -103,6 +103,56 @@ def test_json_lines_hold_every_reading_in_its_place(run: Path, brd_here: Brd, tm
     assert [row["raw"] for row in data] == [record["raw"] for record in plain]
 
 
+def test_every_record_says_the_language_of_its_sentence(
+    brd_here: Brd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = {"source": "corpus.jsonl", "layout": "blank_line", "held_out": 0.3, "language_field": "lang"}
+    recipe = recipe_in(tmp_path, text=text)
+    own = {"en": "The ferry number {n} was late.", "de": "Die Fähre Nummer {n} kam spät."}
+    records = [
+        {"lang": lang, "text": f"Mira 1 Oslo 2 Bergen 3.\n\n{own[lang].format(n=n)}"} for n in range(12) for lang in own
+    ]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    run = read_into(tmp_path / "run", recipe)
+    found = everything(run)
+
+    def told(language: str | None = None) -> None:
+        """Each format with the languages of the corpus, or this one in all."""
+        places = Counter((r.text, r.behavior, language or p.language if language != "" else None) for p, _, r in found)
+        options = ("--all", "--part", "all", "--force")
+        ok(brd_here("export", "run", "--format", "jsonl", "--out", "all.jsonl", *options))
+        lines = json_lines(tmp_path / "all.jsonl")
+        assert Counter((r["text"], r["behavior"], r["language"]) for r in lines) == places
+        ok(brd_here("export", "run", "--format", "chat", "--out", "chat.jsonl", *options))
+        lines = [r for r in json_lines(tmp_path / "chat.jsonl") if r["messages"][0]["content"].startswith("Mira")]
+        mine = {key: n for key, n in places.items() if key[0].startswith("Mira")}
+        assert Counter((r["messages"][0]["content"], r["behavior"], r["language"]) for r in lines) == mine
+        ok(brd_here("export", "run", "--format", "parquet", "--out", "known.parquet", "--note", "x", "--force"))
+        rows = pq.read_table(tmp_path / "known.parquet").to_pylist()
+        # A sentence that stands in texts of both languages: the one that is met first.
+        first = {(text, behavior): code for text, behavior, code in reversed(places)}
+        assert {(r["text"], r["behavior"]): r["language"] for r in rows} == first
+        assert len(rows) == len(first) == 2 * 25
+        ok(brd_here("push", "run", "me/x", "--licence", "cc0-1.0", "--dry-run", "--force"))
+        rows = [r for file in (run / "export" / "data").iterdir() for r in pq.read_table(file).to_pylist()]
+        assert Counter((r["text"], r["behavior"], r["language"]) for r in rows) == places
+
+    told()
+    # An export of before has no such column, and gives its readings all the same.
+    whole = pq.read_table(tmp_path / "known.parquet")
+    pq.write_table(whole.drop_columns(["language"]), tmp_path / "before.parquet")
+    asked: list[str] = []
+    monkeypatch.setattr("brd.teachers.LazyTeacher", lambda _: Scripted(asked))
+    for name in ("known", "before"):
+        ok(brd_here("read", recipe, "--out", name, "--set", f"reading.known=[{name}.parquet]"))
+        assert everything(tmp_path / name) == found
+    assert asked == []
+    # Nor does a run of before know it.
+    paragraphs = pq.read_table(run / "readings" / "paragraphs.parquet")
+    pq.write_table(paragraphs.drop_columns(["language"]), run / "readings" / "paragraphs.parquet")
+    told("")
+
+
 def test_conversations_give_the_readings_back_by_their_parsers(run: Path, brd_here: Brd, tmp_path: Path) -> None:
     out = tmp_path / "chat.jsonl"
     ok(brd_here("export", run, "--format", "chat", "--out", out))

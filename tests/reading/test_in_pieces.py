@@ -86,8 +86,9 @@ def test_known_answers_are_taken_from_their_files_the_last_of_which_counts(
     recipe = a_recipe(tmp_path, SENTENCES, shard_rows=8)
     read(recipe, tmp_path / "first", Counted())
     readings = stored(tmp_path / "first")
-    export(reversed(readings), tmp_path / "a.parquet", "of our own")
-    export([replace(r, raw=" none") for r in readings if r.behavior == "ner"][:10], tmp_path / "b.parquet", "other")
+    export(((r, "en") for r in reversed(readings)), tmp_path / "a.parquet", "of our own")
+    changed_ones = [(replace(r, raw=" none"), "") for r in readings if r.behavior == "ner"][:10]
+    export(changed_ones, tmp_path / "b.parquet", "other")
     assert pq.read_metadata(tmp_path / "a.parquet").num_row_groups == 26
     known = changed(recipe, {"reading.known": [str(tmp_path / name) for name in ("a.parquet", "b.parquet")]})
     teacher = Counted()

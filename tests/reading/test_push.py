@@ -142,7 +142,7 @@ def test_a_dry_run_writes_a_folder_that_loads(run: Path, brd_here: Brd, tmp_path
 
 
 def test_the_card_names_every_column() -> None:
-    assert list(FIELDS) == SCHEMA.names
+    assert list(FIELDS) == [*SCHEMA.names, "language"]
 
 
 @pytest.mark.parametrize(

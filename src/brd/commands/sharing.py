@@ -143,9 +143,9 @@ def _trl(
 
 
 def _told(readings: Any, counts: Counter[str]) -> Any:
-    for reading in readings:
+    for reading, language in readings:
         counts[reading.behavior] += 1
-        yield reading
+        yield reading, language
 
 
 def _progress(console: "Console") -> Any:

@@ -48,6 +48,7 @@ FIELDS = {
     "prompt_hash": "hash of the prompt",
     "prompt_tokens": "tokens of the prompt",
     "new_tokens": "tokens of the answer",
+    "language": "code of the language that the sentence is in, by what the corpus or the recipe says",
 }
 _TASKS = {"ner": "token-classification", "qra": "question-answering"}
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
@@ -104,14 +105,14 @@ def write_dataset(
         found: Counter[str] = Counter()
         one = replace(selection, part=name)
 
-        def rows(one: Selection = one, found: Counter[str] = found) -> Iterator[Reading]:
+        def rows(one: Selection = one, found: Counter[str] = found) -> Iterator[tuple[Reading, str]]:
             for paragraph, readings in stream(run, one, progress):
                 for (number, behavior), reading in readings.items():
                     if one.takes(reading):
                         counted(reading, found)
                         if reading.verdict == "verified" and part(paragraph) == selection.parts()[0]:
                             samples.setdefault(behavior, record(paragraph, number, reading))
-                        yield placed(paragraph, number, reading)
+                        yield placed(paragraph, number, reading), paragraph.language
 
         file = folder / "data" / f"{SPLITS[name]}.parquet"
         if export(rows(), file, f"{given.licence}. {given.note}".strip(), SCHEMA.names):

@@ -124,11 +124,14 @@ def stream(
             progress(done)
 
 
-def distinct(run: ReadRun, selection: Selection) -> Iterator[Reading]:
-    """The selected readings, each once wherever its sentence occurs, in the order in which they were stored."""
+def distinct(run: ReadRun, selection: Selection) -> Iterator[tuple[Reading, str]]:
+    """The selected readings, each once wherever its sentence occurs, in the order in which they were stored; with the
+    code of the language in which it stands first."""
     names = run.names(selection.behaviors)
     lookup = Lookup(shards(run.readings))
-    wanted = np.zeros(len(lookup), dtype=bool)
+    # Of each stored reading the number of its language, 0 where it is not wanted.
+    codes: dict[str, int] = {}
+    wanted = np.zeros(len(lookup), dtype=np.int32)
     for paragraph in iter_paragraphs(run.readings):
         if paragraph.held_out in selection.held_out():
             sentences = [paragraph.sentence(number) for number in paragraph.readable]
@@ -136,8 +139,11 @@ def distinct(run: ReadRun, selection: Selection) -> Iterator[Reading]:
             rows = lookup.where([name.key(sentence) for name in mine for sentence in sentences])
             if (rows < 0).any():
                 raise run.incomplete()
-            wanted[rows] = True
-    return filter(selection.takes, lookup.readings(np.flatnonzero(wanted)))
+            number = codes.setdefault(paragraph.language, len(codes) + 1)
+            wanted[rows] = np.where(wanted[rows] > 0, wanted[rows], number)
+    rows, languages = np.flatnonzero(wanted), list(codes)
+    found = zip(lookup.readings(rows), wanted[rows].tolist(), strict=True)
+    return ((reading, languages[number - 1]) for reading, number in found if selection.takes(reading))
 
 
 def part(paragraph: ReadParagraph) -> Part:
@@ -164,6 +170,7 @@ def record(paragraph: ReadParagraph, number: int, reading: Reading) -> dict[str,
         "paragraph": paragraph.index,
         "sentence": number,
         "part": part(paragraph),
+        "language": paragraph.language or None,
         "text": reading.text,
         "behavior": reading.behavior,
         "content": reading.parsed(),
@@ -223,7 +230,8 @@ def conversations(
                     place = {"document": paragraph.document, "paragraph": paragraph.index}
                     if level == "sentence":
                         place["sentence"] = group[0]
-                    yield {"messages": messages, "behavior": name, **place, "part": part(paragraph)}
+                    about = {"part": part(paragraph), "language": paragraph.language or None}
+                    yield {"messages": messages, "behavior": name, **place, **about}
 
 
 def completions(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

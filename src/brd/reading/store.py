@@ -266,16 +266,21 @@ TRAVELLING = ("key", "behavior", "text", "raw", "finished", "teacher", "prompt_h
 _GROUP = 10_000
 
 
-def export(readings: Iterable[Reading], path: Path, note: str, columns: Sequence[str] = TRAVELLING) -> int:
+def export(readings: Iterable[tuple[Reading, str]], path: Path, note: str, columns: Sequence[str] = TRAVELLING) -> int:
     """Write readings as one Parquet file that other runs take as ``reading.known``; returns how many.
 
-    ``note`` (source and licence of the sentences) stands in the file's metadata under ``note``.
+    Each comes with the code of its sentence's language, which a store does not know (empty: nor does anybody else); it
+    is the column ``language``, behind the others. ``note`` (source and licence of the sentences) stands in the file's
+    metadata under ``note``.
     """
-    schema = pa.schema([SCHEMA.field(name) for name in columns], metadata={"note": note})
+    language = pa.field("language", pa.string())
+    schema = pa.schema([*(SCHEMA.field(name) for name in columns), language], metadata={"note": note})
     stream, count = iter(readings), 0
     with writer(path, schema) as into:
         while rows := list(itertools.islice(stream, _GROUP)):
-            into.write_table(pa.table({name: [getattr(r, name) for r in rows] for name in columns}, schema=schema))
+            content: dict[str, list[Any]] = {name: [getattr(r, name) for r, _ in rows] for name in columns}
+            content["language"] = [code or None for _, code in rows]
+            into.write_table(pa.table(content, schema=schema))
             count += len(rows)
     return count
 
