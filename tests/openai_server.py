@@ -63,12 +63,14 @@ def default(asked: Asked) -> Reply:
 class Server:
     """Answers by ``plan``; ``asked`` holds every request that came in whole, ``most_at_once`` how many at a time."""
 
-    def __init__(self, plan: Callable[[Asked], Reply] = default, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, plan: Callable[[Asked], Reply] = default, tls: ssl.SSLContext | None = None, port: int = 0
+    ) -> None:
         self.plan, self._tls = plan, tls
         self.asked: list[Asked] = []
         self.times: Counter[str] = Counter()
         self.most_at_once = self._at_once = 0
-        self.port = 0
+        self.port = port
         self._loop = asyncio.new_event_loop()
         self._writers: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[Any] | None] = set()
