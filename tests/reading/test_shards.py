@@ -250,6 +250,41 @@ def test_what_ray_gives_back_has_to_fit(tmp_path: Path, monkeypatch: pytest.Monk
         next(shards.read(job))
 
 
+@pytest.mark.parametrize(
+    ("error", "failed"),
+    [
+        ("VLLMValidationError: This model's maximum context length is 64 tokens.", False),
+        ("ValueError: the prompt is empty", False),
+        ("EngineGenerateError: ", True),
+        ("RuntimeError: out of memory\nValueError: not at its beginning", True),
+    ],
+)
+def test_a_refusal_is_the_sentences_and_all_else_the_engines(error: str, failed: bool) -> None:
+    row = ray_data._row({"key": "k", "shard": "s", "__inference_error__": error})
+    assert (row.answer, row.failed) == (Answer("", 0, 0, False), failed)
+    assert row.error
+
+
+def test_a_shard_at_which_an_engine_failed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_in(tmp_path)
+    job = written(recipe, tmp_path / "run")
+
+    def third_fails(rows: list[ray_data.Row]) -> list[ray_data.Row]:
+        bad = [n for n, row in enumerate(rows) if row.shard == "part-00002"][3:5]
+        return [
+            replace(row, error="EngineGenerateError", failed=True) if n in bad else row for n, row in enumerate(rows)
+        ]
+
+    came_from_ray(monkeypatch, third_fails)
+    with pytest.raises(TeacherUnreachable, match=r"an engine failed at 1 shards .*part-00002: EngineGenerateError"):
+        list(shards.read(job))
+    assert [path.stem for path in job.missing()] == ["part-00002"]
+    came_from_ray(monkeypatch, lambda rows: None)
+    assert [path.stem for path in shards.read(job)] == ["part-00002"]
+    assert taken(recipe, job, tmp_path / "run") == 80
+    assert all(reading.finished for part in every(tmp_path / "run" / "readings") for reading in part)
+
+
 def test_the_floor_stops_it_and_the_answers_stay(tmp_path: Path) -> None:
     recipe = recipes.changed(recipe_in(tmp_path), {"reading.floor": 0.5, "reading.floor_window": 10})
     job = written(recipe, tmp_path / "run")
