@@ -408,11 +408,6 @@ def control(cluster: Path) -> Path:
     return cluster
 
 
-def texts(job: shards.Job) -> list[tuple[str, str]]:
-    """The shard and the sentence of each question."""
-    return [(path.stem, row["text"]) for path in job.inputs() for row in pq.read_table(path).to_pylist()]
-
-
 def asked(control: Path) -> list[list[Any]]:
     # Of the last line there may be only a part yet.
     return [json.loads(line) for line in (control / "asked").read_text().split("\n")[:-1]]
@@ -451,7 +446,7 @@ def test_the_read_step_on_a_cluster(
         }
     engine = json.loads((control / "engine").read_text())
     assert (engine["model"], engine["dtype"], engine["revision"]) == ("org/model-7b", "auto", "abc")
-    assert "vLLM refused 2 sentences, which count as malformed (VLLMValidationError: the prompt is too long)" in (
+    assert "vLLM refused 2 sentences, which count as malformed (ValueError: the prompt is too long)" in (
         capsys.readouterr().err
     )
     counts = run.manifest("read")["result"]["counts"]  # type: ignore[index]
@@ -517,44 +512,6 @@ def test_killed_in_the_middle_it_goes_on_with_the_shards_that_are_missing(
     assert done.returncode == 0, done.stderr
     assert "ner" in done.stderr
     assert sum(len(part) for part in every(tmp_path / "run" / "readings")) == 80
-
-
-def test_an_engine_that_fails_at_a_sentence_says_nothing_about_it(control: Path, tmp_path: Path) -> None:
-    recipe = recipe_in(tmp_path)
-    job = written(recipe, tmp_path / "run")
-    (control / "fail").touch()
-    with pytest.raises(TeacherUnreachable, match=r"an engine failed at \d shards \(the first is .*EngineGenerateError"):
-        list(shards.read(job))
-    stuck = {name for name, text in texts(job) if "number 19 " in text}
-    assert {path.stem for path in job.missing()} == stuck
-    kept = {path: path.read_bytes() for path in (job.folder / "out").iterdir()}
-    (control / "fail").unlink()
-    (control / "asked").unlink()
-    assert {path.stem for path in shards.read(job)} == stuck
-    # Nothing of the other shards is asked again.
-    assert len(asked(control)) == 8 * len(stuck)
-    assert {path: path.read_bytes() for path in kept} == kept
-    assert taken(recipe, job, tmp_path / "run") == 80
-    assert all(r.finished for part in every(tmp_path / "run" / "readings") for r in part)
-
-
-def test_an_engine_that_is_killed_is_started_anew_and_asked_again(control: Path, tmp_path: Path) -> None:
-    recipe = recipe_in(tmp_path)
-    job = written(recipe, tmp_path / "run")
-    killed = 0
-    outputs = []
-    for output in shards.read(job):
-        outputs.append(output.name)
-        if len(outputs) in (2, 6):
-            os.kill(int((control / "pid").read_text()), signal.SIGKILL)
-            killed += 1
-    assert killed == 2
-    assert sorted(outputs) == [path.name for path in job.inputs()]
-    # What the engine was at: its shards, and those whose answers were on their way back.
-    times = Counter(text for text, _ in asked(control))
-    assert len(times) == 80
-    assert times.total() <= 80 + killed * 8 * (ray_data.AHEAD + 2)
-    assert taken(recipe, job, tmp_path / "run") == 80
 
 
 def test_engines_that_cannot_be_started(control: Path, tmp_path: Path) -> None:

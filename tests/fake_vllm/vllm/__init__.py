@@ -2,7 +2,7 @@
 
 Ray's own stages run around it as they do around vLLM. ``CONTROL`` (a folder, from the environment) holds ``asked``, a
 line for each prompt that came in, and may hold ``wait``: words, a line each, at whose sentences the engine waits until
-the file is gone, and ``fail``, while the engine fails at a sentence. ``pid`` is its process.
+the file is gone.
 """
 
 import asyncio
@@ -22,14 +22,6 @@ class SamplingParams(SimpleNamespace):
     pass
 
 
-class VLLMValidationError(Exception):
-    pass
-
-
-class EngineGenerateError(Exception):
-    pass
-
-
 class AsyncEngineArgs(SimpleNamespace):
     def create_engine_config(self) -> Any:
         return SimpleNamespace(
@@ -42,7 +34,6 @@ class AsyncLLMEngine:
     @classmethod
     def from_engine_args(cls, args: Any, stat_loggers: Any = None) -> "AsyncLLMEngine":
         (CONTROL / "engine").write_text(json.dumps(vars(args), default=str))
-        (CONTROL / "pid").write_text(str(os.getpid()))
         if (CONTROL / "broken").exists():
             raise RuntimeError("no such weights")
         return cls()
@@ -58,9 +49,7 @@ class AsyncLLMEngine:
         while wait.exists() and any(word in sentence for word in wait.read_text().split("\n")):
             await asyncio.sleep(0.01)
         if "refuse" in sentence:
-            raise VLLMValidationError("the prompt is too long")
-        if (CONTROL / "fail").exists() and "number 19 " in sentence:
-            raise EngineGenerateError
+            raise ValueError("the prompt is too long")
         answer = " none" if text.endswith("Entities:") else f" What is said?\nAnswer: {sentence}"
         limit = sampling_params.max_tokens
         tokens = list(range(limit if "endless" in sentence else min(limit, 5)))
