@@ -55,7 +55,7 @@ def recipe_file(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
         tree: dict[str, Any] = {
             "name": "small",
             "text": {"source": "passages", "layout": "blank_line", "held_out": 0.3},
-            "reading": {"sentences": 12, "held_out_sentences": 6},
+            "reading": {"sentences": 12, "held_out_sentences": 6, "known": []},
             "teacher": {"model": str(tiny_model), "max_new_tokens": 12, "dtype": "float32"},
             "composing": {"row_tokens": 64},
             "student": {"model": str(tiny_model)},

@@ -39,11 +39,12 @@ def run_recipe(folder: Path) -> Recipe:
 def audit(recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]:
     """Look through the readings of a run and write audit.json; returns what it holds.
 
-    That is ``brd.reading.audit.audit``'s figures, ``run``, ``finished`` (whether reading has come to its end), and
-    ``gold``: what ``against_gold`` told of the same teacher and prompts. Raises BrdError where the
-    folder holds no reading that the recipe wants.
+    That is ``brd.reading.audit.audit``'s figures, ``run``, ``finished`` (whether reading has come to its end),
+    ``known_from`` (how many answers were not asked here but taken from where), and ``gold``: what ``against_gold`` told
+    of the same teacher and prompts. Raises BrdError where the folder holds no reading that the recipe wants.
     """
     from brd.reading import audit as reading
+    from brd.reading.known import taken_from
 
     found = reading.audit(recipe, folder / "readings", lambda done: console.progress("readings", done, None))
     if not any(figures["asked"] for figures in found["behaviors"].values()):
@@ -54,7 +55,8 @@ def audit(recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]:
     before = read_json(folder / "audit.json")
     same = isinstance(before, dict) and all(before.get(key) == found[key] for key in ("teacher", "prompts"))
     finished = (folder / "steps" / "read.json").exists()
-    found = {"run": recipe.name, "finished": finished, **found, "gold": before.get("gold", {}) if same else {}}
+    about = {"run": recipe.name, "finished": finished, "known_from": taken_from(folder / "readings")}
+    found = {**about, **found, "gold": before.get("gold", {}) if same else {}}
     write_json(folder / "audit.json", found)
     return found
 
@@ -97,7 +99,9 @@ def against_gold(recipe: Recipe, folder: Path, asked: Mapping[str, Annotated]) -
             else:
                 figures = gold.answer_figures(teacher, behaviors["qra"], items, **how)
             same = teacher_hash(teacher) == found["teacher"]
-            found["gold"][part] = rounded({"file": file, "same_teacher": same, **figures})
+            # Of several languages the annotations are asked in the first one.
+            spoken = {"asked_in": behaviors.languages[0]} if len(behaviors.languages) > 1 else {}
+            found["gold"][part] = rounded({"file": file, "same_teacher": same, **spoken, **figures})
             write_json(folder / "audit.json", found)
     finally:
         teacher.close()
@@ -112,6 +116,9 @@ def tables(found: Mapping[str, Any]) -> str:
     ]
     if not found["finished"]:
         lines.append("reading has not come to its end: these are the answers so far")
+    if taken := found.get("known_from"):
+        listed = ", ".join(f"{n:,} from {shown(place)}" for place, n in taken.items())
+        lines.append(f"not asked here, since known: {listed}")
     if places["repeated"]:
         texts = _listed((t["text"], t["n"]) for t in places["commonest"][:3])
         lines.append(f"{places['repeated']} places hold a sentence that stands elsewhere too: {texts}")
@@ -222,7 +229,8 @@ def _gold(gold: Mapping[str, Any]) -> str:
     for part, found in gold.items():
         cells = [interval(found["f1"], found["low"], found["high"])]
         cells += [percent(found.get(key)) for key in ("precision", "recall", "f1_untyped", "exact_match")]
-        rows.append([f"{part} ({shown(found['file'])})", str(found["n"]), *cells])
+        asked_in = f", asked in {shown(found['asked_in'])}" if "asked_in" in found else ""
+        rows.append([f"{part} ({shown(found['file'])}{asked_in})", str(found["n"]), *cells])
     lines = [grid(rows)]
     if not all(found["same_teacher"] for found in gold.values()):
         lines.append(

@@ -96,6 +96,7 @@ class Pipeline:
         """Text to readings."""
 
         def work() -> dict[str, Any]:
+            from brd.reading.known import taken_from
             from brd.reading.reader import funnel, read
             from brd.reading.store import shards
             from brd.teachers import LazyTeacher
@@ -113,9 +114,12 @@ class Pipeline:
                 # What was asked a moment ago was not known before.
                 if key.endswith("_asked"):
                     counts[key.replace("_asked", "_known_before")] -= number
+            if known := taken_from(self.readings_folder):
+                self.run.log({"step": "read", "event": "known", "from": known})
             return {
                 "counts": dict(counts),
                 **corpus.counts(),
+                "known_from": known,
                 "readings": funnel(self.recipe, self.readings_folder),
                 "teacher": about,
                 "shards": [shard.name for shard in shards(self.readings_folder)],
@@ -335,6 +339,7 @@ class Pipeline:
             **provenance(),
             "seed": self.recipe.seed,
             "teacher": read_json(self.readings_folder / "teacher.json"),
+            "known_from": self.result("read").get("known_from", {}),
             "fingerprints": {
                 "read": self.read_print(),
                 **{f"train.{arm}": self.train_print(arm) for arm in self.arms},

@@ -14,7 +14,7 @@ from brd.errors import BrdError
 from brd.reading.behavior import BEHAVIORS, is_own
 from brd.sections.composing import Composing
 from brd.sections.evaluation import Evaluation
-from brd.sections.reading import Reading
+from brd.sections.reading import SIBLINGS, Reading
 from brd.sections.section import Section, all_known
 from brd.sections.teacher import Teacher
 from brd.sections.text import Text
@@ -202,7 +202,7 @@ def _absolute(recipe: Recipe, folder: Path, overridden: set[str]) -> Recipe:
         value = getattr(recipe.evaluation, key)
         return None if value is None else anchor(f"evaluation.{key}", value)
 
-    known = [anchor("reading.known", path) for path in recipe.reading.known]
+    known = [path if path == SIBLINGS else anchor("reading.known", path) for path in recipe.reading.known]
     spare = recipe.text.filters.spare
     behaviors = [anchor("reading.behaviors", name) if is_own(name) else name for name in recipe.reading.behaviors]
     teacher, bundle = recipe.teacher, recipe.teacher.server.ca_bundle

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -62,8 +63,7 @@ class RunFolder:
         self.path = path
         _refuse_other(path, recipe.name)
         if fresh and path.exists():
-            aside = path.with_name(f"{path.name}.before-{datetime.now():%Y%m%d-%H%M%S}")
-            path.rename(aside)
+            path.rename(path.with_name(f"{path.name}.before-{datetime.now():%Y%m%d-%H%M%S}"))
         path.mkdir(parents=True, exist_ok=True)
         (path / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
 
@@ -103,6 +103,11 @@ class RunFolder:
         """Append to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
+
+
+def set_aside(path: Path) -> bool:
+    """Whether a folder is one that ``fresh`` has moved aside, by its name."""
+    return re.search(r"\.before-\d{8}-\d{6}$", path.name) is not None
 
 
 def _refuse_other(path: Path, name: str) -> None:

@@ -152,6 +152,7 @@ def reading_lines(read: dict[str, Any]) -> list[str]:
         f"{funnel['verified']} verified ({funnel['empty']} of them empty)"
         for name, funnel in read["readings"].items()
     ]
+    lines += [f"{n:,} known from {place}" for place, n in read.get("known_from", {}).items()]
     counts = read["counts"]
     if counts.get("shards_mended"):
         lines.append("the last shard was damaged: made anew from its journal, the damaged file (.damaged) was kept")

@@ -39,12 +39,16 @@ class Scripted:
 
 
 def a_recipe(folder: Path, sentences: Sequence[str], **reading: Any) -> Recipe:
-    """A recipe that reads these sentences, each a source text of its own."""
+    """A recipe that reads these sentences, each a source text of its own, whatever lies in other run folders."""
     folder.mkdir(exist_ok=True)
     (folder / "corpus.txt").write_text("\n\n".join(sentences), encoding="utf-8")
     text = {"source": str(folder / "corpus.txt"), "layout": "line", "min_characters": 1, "held_out": 0.3}
     return Recipe.model_validate(
-        {"name": "scripted", "text": text, "reading": {"sentences": 10**6, "held_out_sentences": 10**6, **reading}}
+        {
+            "name": "scripted",
+            "text": text,
+            "reading": {"sentences": 10**6, "held_out_sentences": 10**6, "known": [], **reading},
+        }
     )
 
 

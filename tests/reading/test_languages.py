@@ -12,7 +12,8 @@ import pytest
 from scripted import a_run
 
 from brd import recipe as recipes
-from brd.audit import tables
+from brd.audit import against_gold, annotations, tables
+from brd.audit import audit as audit_run
 from brd.composing.documents import lessons, shuffled_answers
 from brd.console import Console
 from brd.errors import BrdError
@@ -169,6 +170,21 @@ def test_lessons_audit_and_control_keep_languages_apart(tmp_path: Path) -> None:
     assert [(row["language"], row["asked"]) for row in rows] == [("en", 21), ("de", 21)]
     assert found["behaviors"]["ner"]["asked"] == 42
     assert "in de" in tables({"run": "x", "finished": True, "gold": {}, **found})
+
+
+def test_annotations_are_asked_in_the_first_language_which_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("brd.teachers.LazyTeacher", lambda _: Prompted())
+    (tmp_path / "gold.iob2").write_text("# text = Oslo is dull in May.\n1\tOslo\tB-LOC\n2\tis\tO\n", encoding="utf-8")
+    for languages, said in ((["de", "en"], "entities (gold.iob2, asked in de)"), (["de"], "entities (gold.iob2) ")):
+        recipe = mixed(tmp_path, {"languages": languages, "behaviors": ["ner"]})
+        run = a_run(tmp_path / languages[-1], recipe, Prompted())  # type: ignore[arg-type]
+        audit_run(recipe, run, Console())
+        against_gold(recipe, run, annotations(recipe, tmp_path / "gold.iob2", None, 5))
+        found = json.loads((run / "audit.json").read_text())
+        assert said in tables(found)
+        assert found["gold"]["entities"].get("asked_in") == ("de" if len(languages) > 1 else None)
 
 
 def test_without_languages_all_are_asked_as_before(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from read_runs import Brd, everything, failed, ok, read_into, recipe_in
 
 from brd.reading.behavior import load_behaviors, prompt_hash
 from brd.reading.card import FIELDS, public
-from brd.reading.lookup import Known
+from brd.reading.known import Known
 from brd.reading.store import SCHEMA
 
 TOKEN = "hf_" + "secretsecret"

@@ -20,7 +20,7 @@ from brd.plan.cost import mean_at, priced
 from brd.plan.lessons import Sample
 from brd.plan.timing import Estimate, InProcess, Slots, doubling
 from brd.reading.behavior import Behaviors, behaviors_of
-from brd.reading.lookup import Known
+from brd.reading.known import known_to
 from brd.reading.naming import Name, Names
 from brd.reading.parquet import write_table
 from brd.reading.reader import teacher_hash
@@ -101,9 +101,9 @@ class _Reading:
 
     def __init__(self, recipe: Recipe, teacher: Teacher, behaviors: Behaviors, store: Store) -> None:
         self.teacher, self.names = teacher, Names(recipe, behaviors, teacher_hash(teacher))
-        self._store, self._paid = store, Known(list(map(Path, recipe.reading.known)))
+        self._store, self._paid = store, known_to(recipe, self.names, store.folder.parent)
         stored = store.shards() or any(store.last(name, lambda _: True, 1) for name in behaviors)
-        self._any = bool(len(self._paid) or stored)
+        self._any = bool(self._paid or stored)
         self.known: dict[str, float] = {name.label: 0.0 for name in self.names}
 
     def _is_known(self, name: Name, sentence: str) -> bool:

@@ -166,7 +166,7 @@ class _Reader:
         """Questions that go into one file, by number and by bytes."""
         rows: list[Question] = []
         size = 0
-        for question in questions(self._recipe, self._identity, self._store, known, corpus=self._corpus):
+        for question in questions(self._recipe, self._identity, self._store, known, self._corpus):
             length = len(self._request(question))
             if rows and (len(rows) == self._recipe.teacher.server.batch_requests or size + length > MOST_BYTES):
                 yield rows

@@ -1,7 +1,7 @@
 """What a reading behavior is: a prompt, a parser, a verifier and a renderer, for one sentence at a time."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -43,6 +43,27 @@ def malformed(finished: bool, form: str) -> Judgement:
 def judged(content: dict[str, Any], flaw: str) -> Judgement:
     """Of an answer that is judged as one part: verified without a flaw, else rejected for it."""
     return Judgement("rejected", flaw, content, 1, 0) if flaw else Judgement("verified", "", content, 1, 1)
+
+
+def listed(raw: str) -> list[str] | None:
+    """The pieces of an answer that is a list on one line, ``a; b; c``: none of ``none``; None for several lines."""
+    text = raw.strip()
+    if "\n" in text:
+        return None
+    return [] if text.rstrip(".").lower() == "none" else [p.strip() for p in text.removesuffix(".").split(";")]
+
+
+def judged_parts(
+    content: dict[str, Any], key: str, check: Callable[[dict[str, Any]], dict[str, Any] | str], drop_bad_parts: bool
+) -> Judgement:
+    """Of an answer whose parts, the list under ``key``, are judged singly and in their order: ``check`` gives a part as
+    it is kept, or why it is bad. Bad ones are left out, or with ``drop_bad_parts`` false reject the others too."""
+    checked = [check(part) for part in content[key]]
+    good = [part for part in checked if not isinstance(part, str)]
+    flaws = [part for part in checked if isinstance(part, str)]
+    if flaws and (not good or not drop_bad_parts):
+        return Judgement("rejected", flaws[0], content, len(checked), len(good))
+    return Judgement("verified", "", {key: good}, len(checked), len(good))
 
 
 class Behavior(Protocol):
@@ -238,6 +259,13 @@ def prompt_hash(behavior: Behavior) -> str:
     """Changes whenever the prompt or the stop rule of a behavior does."""
     parts = [behavior.prefix, behavior.suffix("\0"), *behavior.stop]
     return hashlib.sha256("\0\0".join(parts).encode()).hexdigest()[:16]
+
+
+def micro_f1(pairs: Iterable[tuple[Set[Any], Set[Any]]]) -> float | None:
+    """F1 over what was written and what was wanted, by pairs of sets; None without pairs."""
+    sides = list(pairs)
+    total = sum(len(written) + len(wanted) for written, wanted in sides)
+    return 2 * sum(len(written & wanted) for written, wanted in sides) / total if sides else None
 
 
 def one_line(text: str) -> str:

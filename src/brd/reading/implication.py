@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from brd.reading.behavior import Judgement, Trait, few_shot, judged, malformed, sentence_and_cue
-from brd.reading.languages import Language, leaves_out, word_f1, words
+from brd.reading.languages import Language, leaves_out, mean_word_f1, words
 
 
 class Implication:
@@ -76,8 +76,7 @@ class Implication:
 
     def agreement(self, pairs: Sequence[tuple[str, dict[str, Any]]]) -> float | None:
         """Mean F1 of the words of what follows."""
-        scores = [word_f1(raw.strip().split("\n")[0], said["follows"], self._language) for raw, said in pairs]
-        return sum(scores) / len(scores) if scores else None
+        return mean_word_f1(pairs, "follows", self._language)
 
     def traits(self, content: dict[str, Any]) -> Iterator[Trait]:
         yield Trait("words of what follows", len(content["follows"].split()))

@@ -6,7 +6,7 @@ text with spaces between them. A language whose words are not set apart (Chinese
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib import resources
@@ -163,6 +163,12 @@ def word_f1(answer: str, reference: str, language: Language) -> float:
     a, b = (Counter(w for w in words(text) if w not in language.articles) for text in (answer, reference))
     total = a.total() + b.total()
     return 2 * (a & b).total() / total if total else 1.0
+
+
+def mean_word_f1(pairs: Sequence[tuple[str, Mapping[str, str]]], key: str, language: Language) -> float | None:
+    """Mean F1 of words, of answers' first lines against what the references have under ``key``; None without pairs."""
+    scores = [word_f1(raw.strip().split("\n")[0], reference[key], language) for raw, reference in pairs]
+    return sum(scores) / len(scores) if scores else None
 
 
 def leaves_out(claim: list[str], sentence: list[str]) -> bool:

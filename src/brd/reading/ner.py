@@ -4,7 +4,18 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from brd.reading.behavior import Judgement, Trait, few_shot, find_words, malformed, one_line, sentence_and_cue
+from brd.reading.behavior import (
+    Judgement,
+    Trait,
+    few_shot,
+    find_words,
+    judged_parts,
+    listed,
+    malformed,
+    micro_f1,
+    one_line,
+    sentence_and_cue,
+)
 from brd.reading.languages import Language
 
 TYPES = ("person", "organization", "location", "date", "event", "product", "work", "other")
@@ -45,13 +56,10 @@ class NamedEntities:
         return sentence_and_cue(sentence, self.cue)
 
     def parse(self, raw: str) -> dict[str, Any] | None:
-        text = raw.strip()
-        if "\n" in text:
+        if (pieces := listed(raw)) is None:
             return None
-        if text.rstrip(".").lower() == "none":
-            return {"entities": []}
         entities: list[dict[str, Any]] = []
-        for piece in map(str.strip, text.removesuffix(".").split(";")):
+        for piece in pieces:
             # What has no bracket at its end is none, which the expression would only find out at every "(" of it.
             match = _ENTITY.fullmatch(piece) if piece.endswith(")") else None
             if not match:
@@ -70,35 +78,23 @@ class NamedEntities:
         parsed = self.parse(raw)
         if parsed is None or not finished:
             return malformed(finished, "name (type: description); ...")
-        line = one_line(sentence)
-        good: list[dict[str, Any]] = []
-        taken: set[str] = set()
-        reasons: list[str] = []
-        for entity in parsed["entities"]:
-            reason, span = self._check(entity, line, taken)
-            if span:
-                taken.add(entity["text"].lower())
-                good.append({**entity, "start": span[0], "end": span[1]})
-            else:
-                reasons.append(reason)
-        parts = len(parsed["entities"])
-        if reasons and (not good or not drop_bad_parts):
-            return Judgement("rejected", reasons[0], parsed, parts, len(good))
-        return Judgement("verified", "", {"entities": good}, parts, len(good))
+        line, taken = one_line(sentence), set[str]()
+        return judged_parts(parsed, "entities", lambda entity: self._checked(entity, line, taken), drop_bad_parts)
 
-    def _check(self, entity: dict[str, Any], sentence: str, taken: set[str]) -> tuple[str, tuple[int, int] | None]:
-        """Why an entity is bad, or its span in the one-line sentence."""
+    def _checked(self, entity: dict[str, Any], sentence: str, taken: set[str]) -> dict[str, Any] | str:
+        """The entity with its span in the one-line sentence, or why it is bad."""
         text = entity["text"]
         if entity["type"] not in TYPES:
-            return "unknown entity type", None
+            return "unknown entity type"
         if text.lower() in taken:
-            return "entity repeated", None
+            return "entity repeated"
         span = find_words(text, sentence)
         if not span:
-            return "entity not in the sentence", None
+            return "entity not in the sentence"
         if not self._language.is_name(text, sentence[: span[0]], entity["type"]):
-            return "not a name", None
-        return "", span
+            return "not a name"
+        taken.add(text.lower())
+        return {**entity, "start": span[0], "end": span[1]}
 
     def render(self, content: dict[str, Any]) -> str:
         entities = content["entities"]
@@ -115,19 +111,16 @@ class NamedEntities:
 
     def agreement(self, pairs: Sequence[tuple[str, dict[str, Any]]]) -> float | None:
         """Micro F1 of (name, type) pairs over sentences where the teacher found at least one entity."""
-        matched = written = wanted = 0
-        for raw, reference in pairs:
-            mine = {(e["text"].lower(), e["type"]) for e in (self.parse(raw) or {"entities": []})["entities"]}
-            teachers = {(e["text"].lower(), e["type"]) for e in reference["entities"]}
-            matched += len(mine & teachers)
-            written += len(mine)
-            wanted += len(teachers)
-        return 2 * matched / (written + wanted) if pairs else None
+        return micro_f1((_pairs(self.parse(raw) or {"entities": []}), _pairs(reference)) for raw, reference in pairs)
 
     def traits(self, content: dict[str, Any]) -> Iterator[Trait]:
         yield Trait("entities of a sentence", len(content["entities"]))
         for entity in content["entities"]:
             yield Trait("type of entity", entity["type"], entity["text"])
+
+
+def _pairs(content: dict[str, Any]) -> set[tuple[str, str]]:
+    return {(entity["text"].lower(), entity["type"]) for entity in content["entities"]}
 
 
 def _from_yaml(line: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from brd.reading.behavior import Judgement, Trait, few_shot, judged, malformed, sentence_and_cue
-from brd.reading.languages import Language, leaves_out, word_f1, words
+from brd.reading.languages import Language, leaves_out, mean_word_f1, words
 
 
 class Paraphrase:
@@ -71,8 +71,7 @@ class Paraphrase:
 
     def agreement(self, pairs: Sequence[tuple[str, dict[str, Any]]]) -> float | None:
         """Mean F1 of words: low even for good paraphrases that differ, so to be compared between students only."""
-        scores = [word_f1(raw.strip().split("\n")[0], said["paraphrase"], self._language) for raw, said in pairs]
-        return sum(scores) / len(scores) if scores else None
+        return mean_word_f1(pairs, "paraphrase", self._language)
 
     def traits(self, content: dict[str, Any]) -> Iterator[Trait]:
         yield Trait("words of the paraphrase", len(content["paraphrase"].split()))

@@ -12,7 +12,14 @@ from brd.errors import BrdError
 
 
 class Damaged(BrdError):
-    """A file whose content is not what was written."""
+    """A file whose content is not what was written, and ``why``."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        self.why = why
+        super().__init__(
+            f"{path}: damaged ({why}); put a whole copy in its place, or move it away and run the same command again: "
+            "only what was in this file is then asked for again"
+        )
 
 
 def read_table(path: Path, columns: list[str] | None = None, behavior: str | None = None) -> pa.Table:
@@ -22,7 +29,7 @@ def read_table(path: Path, columns: list[str] | None = None, behavior: str | Non
     with named(path):
         table = pq.read_table(path, columns=columns, filters=filters, page_checksum_verification=True)
     if missing := [name for name in columns or () if name not in table.column_names]:
-        raise damaged(path, f"it has no column {missing[0]!r}")
+        raise Damaged(path, f"it has no column {missing[0]!r}")
     return table
 
 
@@ -49,14 +56,7 @@ def named(path: Path) -> Iterator[None]:
         # What the system refuses has a number; what pyarrow cannot make out has none.
         if getattr(error, "errno", None):
             raise BrdError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-        raise damaged(path, str(error).splitlines()[0]) from None
-
-
-def damaged(path: Path, why: str) -> Damaged:
-    return Damaged(
-        f"{path}: damaged ({why}); put a whole copy in its place, or move it away and run the same command again: only "
-        "what was in this file is then asked for again"
-    )
+        raise Damaged(path, str(error).splitlines()[0]) from None
 
 
 def write_table(table: pa.Table, path: Path, notes: Mapping[str, str] | None = None) -> None:

@@ -5,7 +5,7 @@ provider), gets the questions written down first; what comes back goes into the 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pyarrow as pa
 from brd.reading.behavior import behaviors_of
 from brd.reading.chosen import check_parts, choose
 from brd.reading.floor import Floor
-from brd.reading.lookup import Known
+from brd.reading.known import known_to
 from brd.reading.naming import Names
 from brd.reading.parquet import read_table, write_table
 from brd.reading.store import SCHEMA, Reading, Store, judged
@@ -69,16 +69,20 @@ def prompts(recipe: Recipe) -> dict[str, Prompt]:
 
 
 def questions(
-    recipe: Recipe, teacher: str, *known: Store | set[str], corpus: Corpus | None = None
+    recipe: Recipe,
+    teacher: str,
+    store: Store | None = None,
+    there: Collection[str] = (),
+    corpus: Corpus | None = None,
 ) -> Iterator[Question]:
-    """The questions whose keys are neither in ``reading.known`` nor in any of ``known``, each once, in the order of the
-    corpus.
+    """The questions whose keys are neither in the store of the run, nor ``there``, nor known by ``reading.known``, each
+    once, in the order of the corpus.
 
     ``teacher`` is the hash of the teacher's identity. Raises BrdError at the end when a part has no sentence.
     """
     counts: Counter[str] = Counter()
     names = Names(recipe, behaviors_of(recipe.reading), teacher)
-    given = Known(list(map(Path, recipe.reading.known)))
+    known = known_to(recipe, names, store.folder.parent if store else None)
     # Half of a key tells ten million of them apart, and a set of integers is a third of one of strings.
     asked: set[int] = set()
     for paragraph in choose(recipe, counts, corpus):
@@ -88,7 +92,7 @@ def questions(
                 name = names.of(behavior, paragraph.language)
                 key = name.key(text)
                 short = int(key[:16], 16)
-                if short in asked or key in given or any(key in those for those in known):
+                if short in asked or key in there or (store and key in store) or key in known:
                     continue
                 asked.add(short)
                 place = (paragraph.document, paragraph.index, number, span.start, span.end)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from brd.reading.behavior import Judgement, Trait, few_shot, judged, malformed, sentence_and_cue
-from brd.reading.languages import Language, word_f1, words
+from brd.reading.languages import Language, mean_word_f1, words
 
 
 class QuestionAndAnswer:
@@ -74,8 +74,7 @@ class QuestionAndAnswer:
 
     def agreement(self, pairs: Sequence[tuple[str, dict[str, Any]]]) -> float | None:
         """Mean F1 of the answers' words with the teacher's question given, as in SQuAD (articles left out)."""
-        scores = [word_f1(raw.strip().split("\n")[0], reference["answer"], self._language) for raw, reference in pairs]
-        return sum(scores) / len(scores) if scores else None
+        return mean_word_f1(pairs, "answer", self._language)
 
     def traits(self, content: dict[str, Any]) -> Iterator[Trait]:
         question, answer = content["question"], content["answer"]

@@ -13,7 +13,8 @@ import numpy as np
 from brd.reading.behavior import Behavior, behaviors_of
 from brd.reading.chosen import Progress, ReadParagraph, iter_paragraphs, load_paragraphs, save_paragraphs
 from brd.reading.floor import Floor
-from brd.reading.lookup import Known, Lookup
+from brd.reading.known import Known, known_to
+from brd.reading.lookup import Lookup
 from brd.reading.naming import Name, Names, judges, names_in
 from brd.reading.store import Reading, Store, judged, load, shards, with_judgement
 from brd.reading.verifier import verifier_prints
@@ -41,14 +42,14 @@ def read(
         counts["shards_mended"] = store.mended
         save_paragraphs(recipe, folder, counts, progress, corpus)
         behaviors, identity = behaviors_of(recipe.reading), teacher_hash(teacher)
-        known = Known(list(map(Path, recipe.reading.known)))
+        known = known_to(recipe, names := Names(recipe, behaviors, identity), folder.parent)
         (folder / "teacher.json").write_text(json.dumps({"hash": identity, **teacher.identity()}, indent=2) + "\n")
         judged_by = judges(behaviors)
         store.rejudge(
             lambda reading: _judged(reading, judged_by(reading), recipe),
             verifier_prints(behaviors, drop_bad_parts=recipe.reading.drop_bad_entities),
         )
-        for name in (names := Names(recipe, behaviors, identity)):
+        for name in names:
             _read_name(recipe, name, names.behavior_of(name), teacher, known, store, counts, progress)
     return counts
 
@@ -64,13 +65,14 @@ def _read_name(
     progress: Progress | None,
 ) -> None:
     limit = name.max_new_tokens
-    if len(known):
+    if known:
         # First of all, so that whatever happens while the teacher is asked these are there.
         for _, places in _missing(name, store):
-            answers = known.answers(list(places))
+            answers = known.answers(places)
             store.append(
                 reading_of(key, *places[key], behavior, answers[key], name, recipe) for key in places if key in answers
             )
+            known.note(store.folder)
     floor = _floor(recipe, name, store)
     of = f"_{name.language}" if name.language else ""
     total = counts[f"sentences_train{of}"] + counts[f"sentences_held_out{of}"]

@@ -3,7 +3,18 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from brd.reading.behavior import Judgement, Trait, few_shot, find_words, malformed, one_line, sentence_and_cue
+from brd.reading.behavior import (
+    Judgement,
+    Trait,
+    few_shot,
+    find_words,
+    judged_parts,
+    listed,
+    malformed,
+    micro_f1,
+    one_line,
+    sentence_and_cue,
+)
 from brd.reading.languages import Language, words
 
 _KEYS = ("subject", "relation", "object")
@@ -32,14 +43,11 @@ class Relations:
         return sentence_and_cue(sentence, self.cue)
 
     def parse(self, raw: str) -> dict[str, Any] | None:
-        text = raw.strip()
-        if "\n" in text:
+        if (pieces := listed(raw)) is None:
             return None
-        if text.rstrip(".").lower() == "none":
-            return {"relations": []}
         relations: list[dict[str, Any]] = []
-        for piece in text.removesuffix(".").split(";"):
-            subject, _, rest = piece.strip().partition(" (")
+        for piece in pieces:
+            subject, _, rest = piece.partition(" (")
             relation, _, target = rest.partition(": ")
             parts = [part.strip() for part in (subject, relation, target[:-1])]
             if not target.endswith(")") or not all(parts):
@@ -52,20 +60,15 @@ class Relations:
         if parsed is None or not finished:
             return malformed(finished, "subject (relation: object); ...")
         line = one_line(sentence)
-        there = set(self._language.stems(words(line)))
-        good: list[dict[str, Any]] = []
-        taken: set[tuple[str, ...]] = set()
-        reasons: list[str] = []
-        for relation in parsed["relations"]:
-            if reason := self._flaw(relation, line, there, taken):
-                reasons.append(reason)
-            else:
-                taken.add(_name(relation))
-                good.append(relation)
-        parts = len(parsed["relations"])
-        if reasons and (not good or not drop_bad_parts):
-            return Judgement("rejected", reasons[0], parsed, parts, len(good))
-        return Judgement("verified", "", {"relations": good}, parts, len(good))
+        there, taken = set(self._language.stems(words(line))), set[tuple[str, ...]]()
+
+        def checked(relation: dict[str, Any]) -> dict[str, Any] | str:
+            if flaw := self._flaw(relation, line, there, taken):
+                return flaw
+            taken.add(_name(relation))
+            return relation
+
+        return judged_parts(parsed, "relations", checked, drop_bad_parts)
 
     def _flaw(self, relation: dict[str, Any], sentence: str, there: set[str], taken: set[tuple[str, ...]]) -> str:
         if _name(relation) in taken:
@@ -101,14 +104,7 @@ class Relations:
 
     def agreement(self, pairs: Sequence[tuple[str, dict[str, Any]]]) -> float | None:
         """Micro F1 of whole relations, whatever their case, over sentences where the teacher found at least one."""
-        matched = written = wanted = 0
-        for raw, reference in pairs:
-            mine = set(map(_name, (self.parse(raw) or {"relations": []})["relations"]))
-            teachers = set(map(_name, reference["relations"]))
-            matched += len(mine & teachers)
-            written += len(mine)
-            wanted += len(teachers)
-        return 2 * matched / (written + wanted) if pairs else None
+        return micro_f1((_names(self.parse(raw) or {"relations": []}), _names(reference)) for raw, reference in pairs)
 
     def traits(self, content: dict[str, Any]) -> Iterator[Trait]:
         yield Trait("relations of a sentence", len(content["relations"]))
@@ -118,6 +114,10 @@ class Relations:
 
 def _name(relation: dict[str, Any]) -> tuple[str, ...]:
     return tuple(relation[key].lower() for key in _KEYS)
+
+
+def _names(content: dict[str, Any]) -> set[tuple[str, ...]]:
+    return set(map(_name, content["relations"]))
 
 
 def _apart(one: str, other: str, sentence: str) -> bool:

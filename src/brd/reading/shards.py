@@ -110,7 +110,7 @@ def write(recipe: Recipe, job: Job, store: Store, corpus: Corpus | None = None) 
     there = question_keys(job.inputs())
     numbers = [int(path.stem.removeprefix("part-")) for path in job.inputs()]
     pending, number, count = (
-        questions(recipe, job.teacher, store, there, corpus=corpus),
+        questions(recipe, job.teacher, store, there, corpus),
         max(numbers, default=-1) + 1,
         0,
     )

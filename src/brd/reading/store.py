@@ -21,7 +21,7 @@ import pyarrow as pa
 from brd.errors import BrdError
 from brd.reading.behavior import Judgement
 from brd.reading.keys import KeyIndex
-from brd.reading.parquet import Damaged, damaged, read_note, read_pieces, read_table, write_table, writer
+from brd.reading.parquet import Damaged, read_note, read_pieces, read_table, write_table, writer
 
 SCHEMA = pa.schema(
     [
@@ -222,7 +222,7 @@ class Store:
         for shard in found:
             self._sealed.add(read_table(shard, ["key"])["key"].to_pylist())
         # Of two rows with one key the later one; those that a shard has are not open.
-        journals = itertools.chain(_read_journal(self.folder / _SEALED), _read_journal(self.folder / JOURNAL))
+        journals = itertools.chain(read_journal(self.folder / _SEALED), read_journal(self.folder / JOURNAL))
         rows = {reading.key: reading for reading in journals}
         there = self.has(list(rows))
         self._open = [reading for reading, sealed in zip(rows.values(), there, strict=True) if not sealed]
@@ -239,7 +239,7 @@ class Store:
         for shard in self.shards()[-1:]:
             try:
                 if not read_table(shard).schema.equals(SCHEMA):
-                    raise damaged(shard, "it has other columns")
+                    raise Damaged(shard, "it has other columns")
             except Damaged:
                 if not (self.folder / _SEALED).exists():
                     raise
@@ -297,7 +297,7 @@ def load(folder: Path, keys: Iterable[str]) -> dict[str, Reading]:
 def every(folder: Path, rows: int = 1024) -> Iterator[list[Reading]]:
     """All readings of a folder, each once and at most so many of a shard at a time, without opening it as a store."""
     # A reading that is being sealed stands in both; the journal is read first, so that none is missed.
-    journal = {reading.key: reading for reading in _read_journal(folder / JOURNAL)}
+    journal = {reading.key: reading for reading in read_journal(folder / JOURNAL)}
     if journal:
         yield list(journal.values())
     for shard in shards(folder):
@@ -326,7 +326,8 @@ def readings_of(table: pa.Table) -> list[Reading]:
     return [Reading(*row) for row in zip(*columns, strict=True)]
 
 
-def _read_journal(path: Path) -> Iterator[Reading]:
+def read_journal(path: Path) -> Iterator[Reading]:
+    """The readings of a journal, which another process may be writing; none where there is no such file."""
     try:
         file = path.open(encoding="utf-8", errors="replace")
     except FileNotFoundError:

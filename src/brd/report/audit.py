@@ -130,7 +130,7 @@ def _repeats(found: Figures) -> str:
 def _gold(gold: Figures) -> dict[str, Any]:
     rows = [
         (
-            f"{part}, {found.get('file') or DASH}",
+            f"{part}, {found.get('file') or DASH}" + (f", asked in {found['asked_in']}" if "asked_in" in found else ""),
             counted(found.get("n")),
             [percent(found.get(key)) for key in _GOLD],
             span(found.get("low"), found.get("high")),

@@ -83,6 +83,7 @@ def render(
         balance=figures.balance(summary),
         skill=figures.skill(summary),
         gold=against.gold(summary),
+        gold_asked_in=languages[0] if len(languages) > 1 else "",
         distances=against.distances(summary),
         distances_first=against.reference_arm(summary),
         plot=figures.loss_plot(losses),

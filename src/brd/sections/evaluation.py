@@ -14,8 +14,9 @@ class Evaluation(Section):
     ``half`` keeps the items of one half by hash: choose on a, report on b. ``reading_arms`` are the arms whose reading
     is tested (null: all). ``cache`` is a folder with item scores, or with folders of them; what is there is not scored
     again. ``gold_entities`` (IOB) and ``gold_answers`` (SQuAD's JSON) are files of human annotations, of which
-    ``gold_limit`` sentences and questions are asked. ``teacher`` has the teacher scored as well, on at most so many
-    items a task. ``leave_out`` names tasks without which the contrasts over seeds are told a second time.
+    ``gold_limit`` sentences and questions are asked, in the first of the languages that are read. ``teacher`` has the
+    teacher scored as well, on at most so many items a task. ``leave_out`` names tasks without which the contrasts over
+    seeds are told a second time.
     """
 
     tasks: list[str] = ["sst2", "rte", "cb", "boolq", "piqa"]

@@ -9,13 +9,17 @@ from brd.reading.behavior import BEHAVIORS, behavior_name, is_own
 from brd.reading.languages import known_languages, language_code
 from brd.sections.section import Positive, Section, Share, all_known
 
+# In ``known``: the run folders beside this one.
+SIBLINGS = "siblings"
+
 
 class Reading(Section):
     """What is read: how many sentences of the training and of the held-out documents, by which behaviors.
 
     ``behaviors`` are names, or Python files of one's own (``my/tone.py`` is the behavior ``tone``). With ``languages``
     a sentence is asked in its own language, and those in others are left out; without, all are asked in English.
-    ``known`` are Parquet files of readings that others paid for (``brd export``); what they hold is not asked again.
+    ``known`` names what was paid for elsewhere and is not asked again: Parquet files of readings (``brd export``), run
+    folders and folders of these; ``siblings`` are the run folders beside this one.
     Reading stops where less than ``floor`` of a behavior's last ``floor_window`` answers are verified (never: null).
     """
 
@@ -26,7 +30,7 @@ class Reading(Section):
     held_out_sentences: Positive = 100
     drop_bad_entities: bool = True
     shard_rows: Positive = 5000
-    known: list[str] = []
+    known: list[str] = [SIBLINGS]
     floor: Share | None = None
     floor_window: Positive = 500
 
