@@ -70,7 +70,7 @@ def recipe(source: str | list[str], text: dict[str, Any] | None = None, **readin
 
 
 def looked(of: Recipe) -> Corpus:
-    return look(of, lambda _: None, lambda _: None)
+    return look(of, lambda _: None)
 
 
 @pytest.fixture
@@ -121,10 +121,9 @@ def test_many_files_and_documents_that_are_whole_files(
 
 def test_the_beginning_of_a_large_corpus_is_counted(small: None, tmp_path: Path) -> None:
     path = str(write(tmp_path, "a.txt", paragraphs(3000)))
-    seen: list[Candidate] = []
-    found = look(recipe(path, sentences=60, held_out_sentences=10), seen.append, lambda _: None)
+    found = looked(recipe(path, sentences=60, held_out_sentences=10))
     assert found.exact
-    assert len(seen) == len({c.text for c in seen}) == found.distinct
+    assert len(found.seen) == len({c.text for c in found.seen}) == found.distinct
     assert 60 <= found.sentences["train"] < 65
     # Of a shuffled one the run takes some of everything, and more of it is not counted than is wanted.
     found = looked(recipe(path, {"order": "shuffled"}, sentences=60, held_out_sentences=10))

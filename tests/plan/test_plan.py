@@ -2,8 +2,10 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -148,6 +150,65 @@ def test_what_is_wrong_is_one_line_and_nothing_is_asked(
     assert not server.questions()
 
 
+def test_batches_are_priced_and_not_timed(brd_here: Brd, recipe_file: Any, server: Server) -> None:
+    teacher = at(server, prices=PRICES)
+    teacher["server"]["batch"] = True
+    path = recipe_file(teacher=teacher, arms=["base"], reading={"sentences": 200})
+    found = planned(brd_here("plan", path, "--json"))
+    reading, asked = found["reading"], len(server.questions())
+    # One call of each behavior, one by one: a batch may take a day.
+    assert asked == reading["asked_now"] == 2 * 34
+    assert reading["seconds"] is None
+    left = sum(row["to_ask"] for row in reading["behaviors"].values())
+    # Of what the server's cache gave nothing is counted on.
+    assert reading["prices"]["total"] == pytest.approx(left * (100 * 2 + 3 * 10) / 1e6)
+    assert reading["prices"]["batch"]["total"] == pytest.approx(reading["prices"]["total"] / 2)
+    shown = brd_here("plan", path).stdout
+    assert "time: not estimated: a provider answers batches when it suits it" in shown
+    assert "the run pays the batch interface" in shown
+    prices = json.dumps({"input": 2.0, "output": 10.0})
+    shown = brd_here("plan", path, "--set", f"teacher.prices={prices}").stdout
+    assert "what the batch interface asks is not known (teacher.prices.batch)" in shown
+    assert len(server.questions()) == asked
+
+
+def test_a_cluster_is_asked_once_and_not_timed(
+    brd_here: Brd, recipe_file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from brd.teachers import ray_data
+
+    calls: list[int] = []
+
+    def answers(settings: Teacher, shared: Any, rows: list[dict[str, str]]) -> Iterator[ray_data.Row]:
+        calls.append(len(rows))
+        for row in rows:
+            text = ANSWERS[row["suffix"].rpartition("\n")[2]]
+            yield ray_data.Row(row["key"], row["shard"], Answer(text, 100, 3, True), "")
+
+    monkeypatch.setattr(ray_data, "start", lambda: SimpleNamespace(data=SimpleNamespace(from_items=list)))
+    monkeypatch.setattr(ray_data, "answers", answers)
+    path = recipe_file(
+        teacher={"kind": "vllm", "model": "org/model-7b", "prices": PRICES}, arms=["base"], reading={"sentences": 200}
+    )
+    found = planned(brd_here("plan", path, "--json"))["reading"]
+    assert calls == [34, 34]
+    assert found["seconds"] is None
+    for row in found["behaviors"].values():
+        assert (row["tokens"]["input"], row["tokens"]["output"]) == (100 * row["to_ask"], 3 * row["to_ask"])
+        assert "seconds" not in row
+    shown = brd_here("plan", path).stdout
+    assert "time: not estimated: every call starts vLLM's engines anew" in shown
+
+
+def test_a_cluster_that_is_not_here_is_one_line(
+    brd_here: Brd, recipe_file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    path = recipe_file(teacher={"kind": "vllm", "model": "org/model-7b"}, arms=["base"])
+    done = brd_here("plan", path)
+    assert (done.returncode, "Ray is not installed here" in done.stderr) == (2, True)
+
+
 def test_a_server_that_goes_away_leaves_what_it_answered(brd_here: Brd, recipe_file: Any, tmp_path: Path) -> None:
     def plan(asked: Asked) -> Reply:
         if len(server.questions()) > 9:
@@ -223,7 +284,8 @@ def test_training_is_measured_and_its_tokens_are_those_of_the_run(
     assert not (out / "plan.tmp").exists()
     assert set(training["arms"]) == {"further", "brd", "no_qra", "brd_long"}
     assert all(training["costs"][key] > 0 for key in ("start", "step", "end"))
-    assert training["seconds"]["expected"] == pytest.approx(sum(a["seconds"] for a in training["arms"].values()))
+    arms_take = sum(a["seconds"] for a in training["arms"].values())
+    assert training["seconds"]["expected"] == pytest.approx(training["costs"]["once"] + arms_take)
     without = planned(brd_here("plan", path, "--json", "--no-training"))["training"]
     assert without["costs"] is None
     assert without["arms"]["brd"]["tokens"] == training["arms"]["brd"]["tokens"]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from brd.plan.asking import sizes
-from brd.plan.timing import Call, InProcess, Slots, doubling, steps_of
+from brd.plan.asking import Asked, Call, sizes
+from brd.plan.timing import InProcess, Slots, doubling, steps_of
 from brd.sections.teacher import Teacher as Settings
 from brd.teachers import shared_prefix
 from plan.simulated import Sentence, batch, sentences, server
@@ -18,7 +18,10 @@ def split(count: int, at_once: int, seed: int) -> list[list[Sentence]]:
 
 
 def call(asked: list[Sentence], ends: list[float]) -> Call:
-    return Call(tuple(ends), tuple(s.own for s in asked), tuple(s.new for s in asked))
+    return [
+        Asked("", 0, end, s.own, s.own, cached=0, new=s.new, counted=True, verified=True, retries=0)
+        for s, end in zip(asked, ends, strict=True)
+    ]
 
 
 STEPS: dict[str, Callable[[int, int], float]] = {
@@ -70,19 +73,20 @@ def test_a_server_whose_limit_is_found_by_trying(speed: Callable[[int], float], 
 
 
 @pytest.mark.parametrize("count", [380, 4000])
+@pytest.mark.parametrize("most", [8, 32])
 @pytest.mark.parametrize("speed", [SPEEDS["full at once"], SPEEDS["gains little"]])
-def test_slots_that_read_the_prefix_each_for_itself(speed: Callable[[int], float], count: int) -> None:
+def test_slots_that_read_the_prefix_each_for_itself(speed: Callable[[int], float], most: int, count: int) -> None:
     """llama.cpp: after the first two sentences two slots are warm, after the first call all of them."""
     calls: dict[str, list[Call]] = {}
     for name, seed in (("ner", 1), ("qra", 2)):
-        colds = (2, 30, 0)
+        colds = (2, most - 2, 0)
         calls[name] = [
-            call(asked, server([s.new for s in asked], lambda _: 32, speed, 150.0, cold))
-            for asked, cold in zip(split(count, 32, seed), colds, strict=True)
+            call(asked, server([s.new for s in asked], lambda _: most, speed, 150.0, cold))
+            for asked, cold in zip(split(count, most, seed), colds, strict=True)
         ]
-    timing = Slots(calls, lambda _: 32, 32, cold=True)
+    timing = Slots(calls, lambda _: most, most, cold=True)
     for name in calls:
-        actual = max(server([s.new for s in sentences(count, 3)], lambda _: 32, speed, 150.0, 32))
+        actual = max(server([s.new for s in sentences(count, 3)], lambda _: most, speed, 150.0, most))
         assert timing.predict(name, count).seconds == pytest.approx(actual, rel=0.15)
 
 

@@ -9,11 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from heapq import heappush, heappushpop
+from heapq import nsmallest
 from pathlib import Path
 
 from brd.errors import BrdError
-from brd.plan.pieces import Piece, cut, disk_bytes, is_packed
+from brd.plan.pieces import Piece, cut, is_packed
 from brd.reading.chosen import ReadParagraph, check_parts, choose, part_of
 from brd.reading.tally import text_hash
 from brd.recipe import Recipe, changed
@@ -50,11 +50,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Counts are of the run's sentences, by part. ``distinct`` ones of both parts are asked, each once; ``languages``
-    are these by language.
+    """Counts are of the run's sentences, by part. ``distinct`` ones of both parts are asked, each once.
 
     ``error`` is the standard error of the counts as a share of them (0: counted). ``characters`` are those of the
-    training paragraphs. ``pool`` is a sample of the distinct sentences, ``paragraphs`` of the training paragraphs.
+    training paragraphs. ``seen`` are all distinct sentences where they were counted, else as ``pool``: a sample of
+    them. ``paragraphs`` are a sample of the training paragraphs.
     ``seconds`` is what the run takes to go through its corpus. ``how`` says what was looked at.
     """
 
@@ -62,95 +62,72 @@ class Corpus:
     how: str
     sentences: dict[str, float]
     distinct: float
-    languages: dict[str, float]
     characters: float
     broken: dict[str, float]
     error: float
     seconds: float
+    seen: list[Candidate]
     pool: list[Candidate]
     paragraphs: list[ReadParagraph]
 
+    @property
+    def languages(self) -> dict[str, float]:
+        """Distinct sentences by language."""
+        found: dict[str, float] = {}
+        for candidate in self.seen:
+            code = candidate.paragraph.language
+            found[code] = found.get(code, 0.0) + candidate.weight
+        return found
 
-def look(recipe: Recipe, saw: Callable[[Candidate], None], progress: Callable[[int], None]) -> Corpus:
-    """Look at the corpus of a recipe. ``saw`` is told of every distinct sentence of an exact count, else of the pool's.
+
+def look(recipe: Recipe, progress: Callable[[int], None]) -> Corpus:
+    """Look at the corpus of a recipe.
 
     Raises BrdError for a corpus that cannot be read, or a part without a sentence.
     """
-    size = disk_bytes(recipe.text)
-    if size is None:
+    files = [path for _, path, _ in places(recipe.text)]
+    if None in files:
         train = max(1e-9, 1 - recipe.text.held_out - recipe.text.healing)
         shares = (train, recipe.text.held_out)
         wanted = max(count / share for count, share in zip(_wanted(recipe), shares, strict=True))
         exact = recipe.text.order == "corpus" and wanted <= STREAMED
-        return _exact(recipe, saw, progress) if exact else _told(_estimate(recipe)[0], saw)
-    unpacked = sum(p.stat().st_size * (_UNPACKED if is_packed(p) else 1) for _, p, _ in places(recipe.text) if p)
+        return _exact(recipe, progress) if exact else _estimate(recipe)[0]
+    unpacked = sum(p.stat().st_size * (_UNPACKED if is_packed(p) else 1) for p in files if p)
     if unpacked <= EXACT:
-        return _exact(recipe, saw, progress)
+        return _exact(recipe, progress)
     found, gone_through = _estimate(recipe)
-    return _exact(recipe, saw, progress) if gone_through <= EXACT else _told(found, saw)
+    return _exact(recipe, progress) if gone_through <= EXACT else found
 
 
-def _told(found: Corpus, saw: Callable[[Candidate], None]) -> Corpus:
-    for candidate in found.pool:
-        saw(candidate)
-    return found
-
-
-class _Lowest:
-    """The items with the lowest hashes: a sample of all that does not depend on their order."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._count = most, 0
-        self._held: list[tuple[int, int, ReadParagraph, int]] = []
-
-    def add(self, number: int, paragraph: ReadParagraph, sentence: int) -> None:
-        self._count += 1
-        entry = (-number, -self._count, paragraph, sentence)
-        if len(self._held) < self._most:
-            heappush(self._held, entry)
-        elif entry > self._held[0]:
-            heappushpop(self._held, entry)
-
-    def found(self) -> list[tuple[ReadParagraph, int]]:
-        return [(p, n) for *_, p, n in sorted(self._held, key=lambda entry: (-entry[0], -entry[1]))]
-
-
-def _exact(recipe: Recipe, saw: Callable[[Candidate], None], progress: Callable[[int], None]) -> Corpus:
+def _exact(recipe: Recipe, progress: Callable[[int], None]) -> Corpus:
     began, counts = time.perf_counter(), Counter[str]()
-    seen: set[int] = set()
-    languages: Counter[str] = Counter()
-    pool, kept, characters = _Lowest(POOL), _Lowest(PARAGRAPHS), 0
-    listening = 0.0
+    seen: dict[int, Candidate] = {}
+    train: list[ReadParagraph] = []
     for paragraph in choose(recipe, counts, open_corpus(recipe)):
         if not paragraph.held_out:
-            characters += len(paragraph.text)
-            kept.add(text_hash(paragraph.text), paragraph, 0)
+            train.append(paragraph)
         for number in paragraph.readable:
-            mark = _question(recipe, paragraph, number)
-            if mark not in seen:
-                seen.add(mark)
-                languages[paragraph.language] += 1
-                pool.add(mark, paragraph, number)
-                start = time.perf_counter()
-                saw(Candidate(paragraph, number, 1.0))
-                listening += time.perf_counter() - start
+            seen.setdefault(_question(recipe, paragraph, number), Candidate(paragraph, number, 1.0))
         if counts["paragraphs_train"] % 256 == 0:
             progress(len(seen))
     check_parts(recipe, counts)
-    found = pool.found()
     return Corpus(
         exact=True,
         how="counted",
         sentences={part: float(counts[f"sentences_{part}"]) for part in PARTS},
         distinct=float(len(seen)),
-        languages={code: float(n) for code, n in languages.items()},
-        characters=float(characters),
+        characters=float(sum(len(p.text) for p in train)),
         broken={why: float(counts[f"sentences_too_{why}"]) for why in ("short", "long")},
         error=0.0,
-        seconds=time.perf_counter() - began - listening,
-        pool=[Candidate(p, n, len(seen) / len(found)) for p, n in found],
-        paragraphs=[p for p, _ in kept.found()],
+        seconds=time.perf_counter() - began,
+        seen=list(seen.values()),
+        pool=[replace(seen[mark], weight=len(seen) / min(POOL, len(seen))) for mark in nsmallest(POOL, seen)],
+        paragraphs=_sample(train),
     )
+
+
+def _sample(paragraphs: Iterable[ReadParagraph]) -> list[ReadParagraph]:
+    return nsmallest(PARAGRAPHS, paragraphs, key=lambda paragraph: text_hash(paragraph.text))
 
 
 def _question(recipe: Recipe, paragraph: ReadParagraph, number: int) -> int:
@@ -181,9 +158,9 @@ def _estimate(recipe: Recipe) -> tuple[Corpus, float]:
     if not any(s.train for s in seen) or not any(s.held_out for s in seen):
         check_parts(recipe, counts + Counter({"sentences_train": sum(s.sentences for s in seen)}))
     sentences = {"train": sum(s.train for s in seen), "held_out": sum(s.held_out for s in seen)}
-    pool, kept, characters = _Lowest(POOL), _Lowest(PARAGRAPHS), 0.0
-    weights: dict[int, float] = {}
-    marks: set[int] = set()
+    found: dict[int, Candidate] = {}
+    train: list[ReadParagraph] = []
+    characters = 0.0
     for one in seen:
         if not one.train + one.held_out:
             continue
@@ -191,24 +168,16 @@ def _estimate(recipe: Recipe) -> tuple[Corpus, float]:
         for paragraph in one.paragraphs:
             if one.train:
                 characters += len(paragraph.text) * one.train / one.sentences
-                kept.add(text_hash(paragraph.text), paragraph, 0)
+                train.append(paragraph)
             for number in paragraph.readable:
                 mark = _question(recipe, paragraph, number)
-                weights[mark] = weights.get(mark, 0.0) + each
-                if mark not in marks:
-                    marks.add(mark)
-                    pool.add(mark, paragraph, number)
-    found = pool.found()
-    candidates = [Candidate(p, n, weights[_question(recipe, p, n)]) for p, n in found]
-    total = sum(sentences.values())
+                before = found.get(mark) or Candidate(paragraph, number, 0.0)
+                found[mark] = replace(before, weight=before.weight + each)
     # Sentences that stand in several pieces are told apart there only, so rather too many are taken for different.
-    distinct = total * len(marks) / max(1, sum(s.sentences for s in seen if s.train + s.held_out))
-    scale = distinct / sum(c.weight for c in candidates)
-    candidates = [replace(c, weight=c.weight * scale) for c in candidates]
-    languages: dict[str, float] = {}
-    for candidate in candidates:
-        code = candidate.paragraph.language
-        languages[code] = languages.get(code, 0.0) + candidate.weight
+    distinct = sum(sentences.values()) * len(found) / max(1, sum(s.sentences for s in seen if s.train + s.held_out))
+    pool = [found[mark] for mark in nsmallest(POOL, found)]
+    scale = distinct / sum(c.weight for c in pool)
+    pool = [replace(c, weight=c.weight * scale) for c in pool]
     known = [s for s in seen if s.piece.weight is not None]
     bound = {p: s >= w * (1 - 1e-9) for (p, s), w in zip(sentences.items(), _wanted(recipe), strict=True)}
     factor = sum(s.piece.weight or 0.0 for s in known) / max(1e-9, sum(s.piece.held for s in known))
@@ -221,13 +190,13 @@ def _estimate(recipe: Recipe) -> tuple[Corpus, float]:
         how=how,
         sentences=sentences,
         distinct=distinct,
-        languages=languages,
         characters=characters,
         broken={why: counts[f"sentences_too_{why}"] * factor for why in ("short", "long")},
         error=0.0 if all(bound.values()) else _spread(known),
         seconds=gone_through * rate,
-        pool=candidates,
-        paragraphs=[p for p, _ in kept.found()],
+        seen=pool,
+        pool=pool,
+        paragraphs=_sample(train),
     )
     return corpus, gone_through
 

@@ -48,12 +48,6 @@ class Piece:
     one_document: bool
 
 
-def disk_bytes(text: Text) -> int | None:
-    """The bytes of all files of a corpus; None where a dataset of the Hub is part of it."""
-    found = places(text)
-    return None if any(path is None for _, path, _ in found) else sum(_size(path) for _, path, _ in found if path)
-
-
 def is_packed(path: Path) -> bool:
     return path.suffix.lower() in COMPRESSIONS
 

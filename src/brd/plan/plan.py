@@ -3,7 +3,9 @@
 import os
 import platform
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,11 @@ from brd.console import Console
 from brd.experiment import REFERENCE
 from brd.pipeline import HEALED, Pipeline
 from brd.plan import training
-from brd.plan.asking import Measured, ask, most_at_once
+from brd.plan.asking import Measured, ask, most_at_once, untimed
 from brd.plan.corpus import Candidate, Corpus, look, mean_length
 from brd.plan.cost import mean_at, priced
 from brd.plan.lessons import Sample
-from brd.plan.timing import Estimate, InProcess, Slots, doubling
+from brd.plan.timing import InProcess, Slots, doubling
 from brd.reading.behavior import Behaviors, behaviors_of
 from brd.reading.known import known_to
 from brd.reading.naming import Name, Names
@@ -52,17 +54,19 @@ def plan(
     from brd.teachers import LazyTeacher
 
     sources.places(recipe.text)
+    imported = _imported(recipe)
     pipeline = Pipeline(recipe, run, console)
     # Before anything is paid for: what is wrong with the student would be so afterwards.
     student = _Student(pipeline) if pipeline.trained else None
     behaviors = behaviors_of(recipe.reading)
-    started = time.perf_counter()
+    started = time.perf_counter() - imported
     teacher = LazyTeacher(recipe.teacher)
     try:
         with Store(pipeline.readings_folder, recipe.reading.shard_rows) as store:
             there = _Reading(recipe, teacher, behaviors, store)
             fetched = time.perf_counter() - started
-            corpus = look(recipe, there.saw, lambda n: console.progress("sentences of the corpus", n, None))
+            corpus = look(recipe, lambda n: console.progress("sentences of the corpus", n, None))
+            there.saw(corpus)
             mark = _mark(recipe, there.names)
             measured = None if again else _measured(run, mark, there.to_ask(corpus), sentences)
             asked_now = measured is None
@@ -76,7 +80,7 @@ def plan(
     finally:
         teacher.close()
     del teacher, there.teacher
-    sample = load(pipeline.readings_folder, (a.key for answers in measured.behaviors.values() for a in answers))
+    sample = load(pipeline.readings_folder, (a.key for a in measured.all))
     found: dict[str, Any] = {
         "name": recipe.name,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -91,9 +95,18 @@ def plan(
         lessons = Sample(there.names, corpus.paragraphs, sample.values())
         found["training"] = student.training(corpus, lessons, with_training)
         found["disk"] |= student.disk(found["training"])
-    found["mark"], found["measured"] = mark, measured.to_json()
+    found["mark"], found["measured"] = mark, asdict(measured)
     write_json(run.path / FILE, found)
     return found
+
+
+def _imported(recipe: Recipe) -> float:
+    """The seconds that libraries take to be loaded, once in a run as here."""
+    started = time.perf_counter()
+    if recipe.teacher.kind == "shared_prefix":
+        import_module("brd.teachers.shared_prefix")
+        import_module("transformers.modeling_utils")
+    return time.perf_counter() - started
 
 
 class _Reading:
@@ -112,11 +125,11 @@ class _Reading:
         key = name.key(sentence)
         return key in self._store or key in self._paid
 
-    def saw(self, candidate: Candidate) -> None:
+    def saw(self, corpus: Corpus) -> None:
         if self._any:
             for name in self.names:
-                if _asked(name, candidate) and self._is_known(name, candidate.text):
-                    self.known[name.label] += candidate.weight
+                known = (c for c in corpus.seen if _asked(name, c) and self._is_known(name, c.text))
+                self.known[name.label] = sum(c.weight for c in known)
 
     def candidates(self, corpus: Corpus) -> dict[str, list[Candidate]]:
         return {
@@ -126,13 +139,14 @@ class _Reading:
 
     def distinct(self, corpus: Corpus) -> dict[str, float]:
         """Different sentences that each behavior is asked about."""
-        return {n.label: corpus.languages.get(n.language, 0.0) if n.language else corpus.distinct for n in self.names}
+        languages = corpus.languages
+        return {n.label: languages.get(n.language, 0.0) if n.language else corpus.distinct for n in self.names}
 
     def to_ask(self, corpus: Corpus, measured: Measured | None = None) -> dict[str, int]:
         """Sentences of each behavior that have no answer yet, after what was asked just now."""
-        now = {name: len(answers) for name, answers in measured.behaviors.items()} if measured else {}
         distinct = self.distinct(corpus)
-        return {n: max(0, round(distinct[n] - known - now.get(n, 0))) for n, known in self.known.items()}
+        now = {name: len(measured.answers(name)) if measured else 0 for name in self.known}
+        return {n: max(0, round(distinct[n] - known - now[n])) for n, known in self.known.items()}
 
 
 def _asked(name: Name, candidate: Candidate) -> bool:
@@ -142,6 +156,7 @@ def _asked(name: Name, candidate: Candidate) -> bool:
 def _mark(recipe: Recipe, names: Names) -> str:
     """Of all that a measured sample tells about: the teacher, how and from where it is asked, what it is asked."""
     return fingerprint(
+        "calls",
         names.teacher,
         [name.prompt_hash for name in names],
         recipe.teacher.model_dump(exclude={"prices"}),
@@ -157,7 +172,7 @@ def _measured(run: RunFolder, mark: str, to_ask: dict[str, int], wanted: int | N
         return None
     measured = Measured.from_json(before["measured"])
     for name, count in to_ask.items():
-        have = len(measured.behaviors.get(name, []))
+        have = len(measured.answers(name))
         if count and (not have or (wanted or 0) > have):
             return None
     return measured
@@ -188,11 +203,12 @@ def _reading(
     asked_now: bool,
 ) -> dict[str, Any]:
     timed = _timing(recipe, measured)
-    server = recipe.teacher.kind == "openai"
+    # Of whole prompts servers say how much was in their cache; batches promise nothing of it.
+    whole, cache = recipe.teacher.named, not untimed(recipe)
     rows: dict[str, dict[str, Any]] = {}
     before, spent = 0, [corpus.seconds, corpus.seconds, corpus.seconds]
     for name, left in remaining.items():
-        answers = measured.behaviors.get(name, [])
+        answers = measured.answers(name)
         row: dict[str, Any] = {
             "known": round(distinct[name]) - left - (len(answers) if asked_now else 0),
             "asked": len(answers),
@@ -203,44 +219,48 @@ def _reading(
             own, _ = mean_at(asked, [a.own for a in answers], lengths[name])
             new, new_error = mean_at(asked, [a.new for a in answers], lengths[name])
             # The first requests fill the server's cache.
-            warm = [a for a in answers if a.call == max(b.call for b in answers)]
-            cached = sum(a.cached for a in warm) / max(1, sum(a.prompt for a in warm)) if server else 0.0
-            prefix = 0 if server else measured.prefixes[name]
+            warm = measured.calls[name][-1]
+            cached = sum(a.cached for a in warm) / max(1, sum(a.prompt for a in warm)) if whole and cache else 0.0
+            # None of a server, whose own tokens are the whole prompt's.
+            prefix = answers[0].prompt - answers[0].own
             tokens = {
                 "input": left * own + prefix,
                 "cached": left * own * cached,
                 "output": left * new,
                 "output_error": left * new_error,
             }
-            takes: Estimate = timed.predict(name, left, before)
-            # More or fewer sentences than the estimate of the corpus take as much more or less.
-            off = 2 * corpus.error * takes.seconds
-            takes = Estimate(takes.seconds, max(0.0, takes.low - off), takes.high + off)
             row |= {
-                "prefix_tokens": measured.prefixes[name],
+                "prefix_tokens": prefix,
                 "tokens": {key: round(value) for key, value in tokens.items()},
                 "verified": round(sum(a.verified for a in answers) / len(answers), 4),
-                "seconds": {"expected": takes.seconds, "low": takes.low, "high": takes.high},
             }
-            spent = [s + t for s, t in zip(spent, (takes.seconds, takes.low, takes.high), strict=True)]
-            before += left
+            if timed:
+                takes = timed.predict(name, left, before)
+                # More or fewer sentences than the estimate of the corpus take as much more or less.
+                off = 2 * corpus.error * takes.seconds
+                each = (takes.seconds, max(0.0, takes.low - off), takes.high + off)
+                row["seconds"] = dict(zip(_SECONDS, each, strict=True))
+                spent = [s + t for s, t in zip(spent, each, strict=True)]
+                before += left
         rows[name] = row
-    once = measured.start + timed.start if any(remaining.values()) else 0.0
-    total = dict(zip(("expected", "low", "high"), (s + once for s in spent), strict=True))
+    once = measured.start + timed.start if timed and any(remaining.values()) else 0.0
+    total = dict(zip(_SECONDS, (s + once for s in spent), strict=True))
     found: dict[str, Any] = {
         "behaviors": rows,
-        "asked_now": sum(len(a) for a in measured.behaviors.values()) if asked_now else 0,
-        "counted": measured.counted,
+        "asked_now": len(measured.all) if asked_now else 0,
+        "counted": all(a.counted for a in measured.all),
         "at_once": most_at_once(recipe),
-        "full": timed.full,
-        "retries": sum(a.retries for answers in measured.behaviors.values() for a in answers),
-        "seconds": {"once": once, "text": corpus.seconds, **total},
+        "full": not timed or timed.full,
+        "retries": sum(a.retries for a in measured.all),
+        "seconds": None if untimed(recipe) else {"once": once, "text": corpus.seconds, **total},
+        "untimed": untimed(recipe),
         "prices": None,
+        "batch": recipe.teacher.kind == "openai" and recipe.teacher.server.batch,
     }
     if prices := recipe.teacher.prices:
         summed = {key: sum(r["tokens"][key] for r in rows.values() if "tokens" in r) for key in _TOKENS}
         found["prices"] = priced(prices, summed)
-        paid = [a for answers in measured.behaviors.values() for a in answers] if asked_now else []
+        paid = measured.all if asked_now else []
         sample = {
             "input": sum(a.prompt for a in paid),
             "cached": sum(a.cached for a in paid),
@@ -252,21 +272,14 @@ def _reading(
 
 
 _TOKENS = ("input", "cached", "output", "output_error")
+_SECONDS = ("expected", "low", "high")
 
 
-class _Nothing:
-    """Of a run that has nothing left to ask."""
-
-    start, full = 0.0, True
-
-    def predict(self, behavior: str, sentences: int, before: int = 0) -> Estimate:
-        return Estimate(0.0, 0.0, 0.0)
-
-
-def _timing(recipe: Recipe, measured: Measured) -> InProcess | Slots | _Nothing:
-    calls, most = measured.calls(), most_at_once(recipe)
-    if not calls:
-        return _Nothing()
+def _timing(recipe: Recipe, measured: Measured) -> InProcess | Slots | None:
+    """None where there is nothing left to ask, or no time to be told."""
+    calls, most = measured.calls, most_at_once(recipe)
+    if not calls or untimed(recipe):
+        return None
     if recipe.teacher.kind == "openai":
         return Slots(calls, doubling(most), most, cold=False)
     if recipe.teacher.kind == "llamacpp":
@@ -329,7 +342,7 @@ class _Student:
         costs = training.seconds(
             self._recipe, sample, self._tokenizer, folder, lambda n, of: say("training, a sample", n, of)
         )
-        total = off = 0.0
+        total, off = costs["once"], 0.0
         for arm in arms.values():
             if "steps" in arm:
                 arm["seconds"], margin = training.arm_seconds(costs, arm["steps"], arm["save_steps"])

@@ -11,7 +11,7 @@ def tables(found: Mapping[str, Any]) -> str:
     reading, training = found["reading"], found["training"]
     lines = [*_text(found["text"]), "", *_reading(found["teacher"], reading)]
     if reading["prices"]:
-        lines += ["", *_prices(reading["prices"])]
+        lines += ["", *_prices(reading["prices"], reading["batch"])]
     if training:
         lines += ["", *_training(training)]
     lines += ["", *_disk(found["disk"]), "", "evaluation: not estimated"]
@@ -58,7 +58,7 @@ def _text(text: Mapping[str, Any]) -> list[str]:
 
 
 def _reading(teacher: Mapping[str, Any], reading: Mapping[str, Any]) -> list[str]:
-    server = teacher["kind"] == "openai"
+    server = teacher["kind"] in ("openai", "vllm")
     known = "cached" if server else "prefix"
     rows = [["reading", "known", "to ask", "tokens in", f"of them {known}", "tokens out", "verified %", "time"]]
     for name, row in reading["behaviors"].items():
@@ -67,17 +67,22 @@ def _reading(teacher: Mapping[str, Any], reading: Mapping[str, Any]) -> list[str
             tokens = row["tokens"]
             shared = tokens["cached"] if server else row["prefix_tokens"]
             cells += [_number(tokens["input"]), _number(shared), _number(tokens["output"])]
-            cells += [f"{100 * row['verified']:.0f} (of {row['asked']})", _between(row["seconds"])]
+            cells += [
+                f"{100 * row['verified']:.0f} (of {row['asked']})",
+                _between(row["seconds"]) if "seconds" in row else "not estimated",
+            ]
         else:
             cells += [""] * 5
         rows.append(cells)
-    spent = reading["seconds"]
-    rows.append(["all", *[""] * 6, _between(spent)])
-    lines = [grid(rows)]
-    lines.append(
-        f"time: {duration(spent['once'])} until the teacher is ready, {duration(spent['text'])} for going through the "
-        "text; in brackets what sampling leaves open (95 %), at the speed that was seen"
-    )
+    if spent := reading["seconds"]:
+        rows.append(["all", *[""] * 6, _between(spent)])
+        lines = [
+            grid(rows),
+            f"time: {duration(spent['once'])} until the teacher is ready, {duration(spent['text'])} for going through "
+            "the text; in brackets what sampling leaves open (95 %), at the speed that was seen",
+        ]
+    else:
+        lines = [grid(rows), f"time: not estimated: {reading['untimed']}"]
     if reading["asked_now"]:
         lines.append(f"{reading['asked_now']} answers were asked for this; they are kept, and the run finds them")
     else:
@@ -97,15 +102,19 @@ def _reading(teacher: Mapping[str, Any], reading: Mapping[str, Any]) -> list[str
     return lines
 
 
-def _prices(prices: Mapping[str, Any]) -> list[str]:
-    ways = {"as it is asked": prices, **({"batch interface": prices["batch"]} if "batch" in prices else {})}
+def _prices(prices: Mapping[str, Any], batches: bool) -> list[str]:
+    ways = {"one by one": prices, **({"batch interface": prices["batch"]} if "batch" in prices else {})}
     rows = [[f"price, {prices['currency']}", "in", "out", "together"]]
     for name, cost in ways.items():
         together = f"{_money(cost['total'])} ± {_money(cost['off'])}"
         rows.append([name, _money(cost["input"]), _money(cost["output"]), together])
     lines = [grid(rows)]
+    if batches and "batch" not in prices:
+        lines.append("teacher.server.batch: what the batch interface asks is not known (teacher.prices.batch)")
+    elif batches:
+        lines.append("teacher.server.batch: the run pays the batch interface; no cache is counted on")
     if prices["sample"]:
-        lines.append(f"the answers that were asked for this cost {_money(prices['sample'])}")
+        lines.append(f"the answers that were asked for this, one by one, cost {_money(prices['sample'])}")
     return lines
 
 
@@ -124,8 +133,9 @@ def _training(training: Mapping[str, Any]) -> list[str]:
     if costs := training["costs"]:
         lines[-1] += f"\nall: {_between(training['seconds'])}"
         lines.append(
-            f"measured: {duration(costs['start'])} to the first step, {duration(costs['step'])} a step, "
-            f"{duration(costs['checkpoint'])} a checkpoint, {duration(costs['end'])} to save at the end"
+            f"measured: {duration(costs['once'])} once, {duration(costs['start'])} to the first step, "
+            f"{duration(costs['step'])} a step, {duration(costs['checkpoint'])} a checkpoint, "
+            f"{duration(costs['end'])} to save at the end"
         )
     return lines
 

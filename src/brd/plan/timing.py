@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from brd.plan.asking import Call
 from brd.reading.reader import WINDOW
 
 # Rounds of requests that are simulated; beyond, time grows with their number.
@@ -27,25 +28,6 @@ _Z = 1.96
 
 Limit = Callable[[int], int]
 """How many requests may be under way after so many answers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """Sentences that were asked together. ``ends`` are the seconds after which each was answered, in the order of
-    asking; ``own`` its tokens of the prompt, ``new`` those of the answer."""
-
-    ends: tuple[float, ...]
-    own: tuple[int, ...]
-    new: tuple[int, ...]
-
-    @property
-    def seconds(self) -> float:
-        return max(self.ends)
-
-    @property
-    def rows(self) -> list[tuple[int, int]]:
-        """Own and new tokens of each sentence."""
-        return list(zip(self.own, self.new, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +45,17 @@ class InProcess:
 
     def __init__(self, calls: dict[str, list[Call]], batch: int) -> None:
         self._batch = batch
-        self._rows = {name: [row for call in found for row in call.rows] for name, found in calls.items()}
+        self._rows = {name: [row for call in found for row in _rows(call)] for name, found in calls.items()}
         every = [call for found in calls.values() for call in found]
         # What the first of all took beyond the others' pace came once.
         told = every[1:] if len(every) > 2 else every
-        self._costs = _costs([self._features(call.rows) for call in told], [call.seconds for call in told])
-        self.start = max(0.0, every[0].seconds - self._seconds(every[0].rows))
-        left = [call.seconds / max(1e-9, self._seconds(call.rows)) - 1 for call in told[-2:]]
+        self._costs = _costs([self._features(_rows(call)) for call in told], [_seconds(call) for call in told])
+        self.start = max(0.0, _seconds(every[0]) - self._seconds(_rows(every[0])))
+        left = [_seconds(call) / max(1e-9, self._seconds(_rows(call))) - 1 for call in told[-2:]]
         self._unsure = math.sqrt(statistics.fmean(x * x for x in left)) if len(told) > 3 else 0.0
-        self.full = all(len(found[-1].own) >= FULL * batch for found in calls.values())
+        self.full = all(len(found[-1]) >= FULL * batch for found in calls.values())
+        # Seconds a token, of the fullest calls.
+        self._rates = {name: _seconds(c[-1]) / sum(map(sum, _rows(c[-1]))) for name, c in calls.items()}
 
     def predict(self, behavior: str, sentences: int, before: int = 0) -> Estimate:
         """Of so many sentences; ``before`` changes nothing here."""
@@ -79,7 +63,12 @@ class InProcess:
         seconds = windows * self._of(behavior, WINDOW) + (self._of(behavior, rest) if rest else 0.0)
         error = _error_of_mean([own + new for own, new in self._rows[behavior]])
         off = _Z * math.hypot(error, self._unsure) * seconds
-        return Estimate(seconds, max(0.0, seconds - off), seconds + off)
+        high = seconds + off
+        if not self.full:
+            # Where steps were nearly empty, their tokens may have cost nothing yet; at most as much as all together.
+            tokens = statistics.fmean(own + new for own, new in self._rows[behavior]) * sentences
+            high = max(high, tokens * self._rates[behavior])
+        return Estimate(seconds, max(0.0, seconds - off), high)
 
     def _of(self, behavior: str, sentences: int) -> float:
         rows, most = self._rows[behavior], ROUNDS * self._batch
@@ -95,6 +84,15 @@ class InProcess:
     def _features(self, rows: Sequence[tuple[int, int]]) -> tuple[float, float, float]:
         """One call, its steps, and the tokens that go through the model."""
         return 1.0, float(steps_of(rows, self._batch)), float(sum(own + new for own, new in rows))
+
+
+def _seconds(call: Call) -> float:
+    return max(asked.end for asked in call)
+
+
+def _rows(call: Call) -> list[tuple[int, int]]:
+    """Own and new tokens of each sentence."""
+    return [(asked.own, asked.new) for asked in call]
 
 
 def steps_of(rows: Sequence[tuple[int, int]], batch: int) -> int:
@@ -150,13 +148,16 @@ class Slots:
                 before.append(done)
                 if number == len(found) - 1 or (number and not cold):
                     seen += _replay(call, limit, done)
-                done += len(call.ends)
+                done += len(call)
             times = [took for *_, took in seen]
             self._costs[name] = _costs([_request(crowd, new) for crowd, new, _ in seen], times)
             self._sample[name] = [(new, took / max(1e-9, self._takes(name, crowd, new))) for crowd, new, took in seen]
             self._crowd = min(self._crowd, max(crowd for crowd, *_ in seen))
-            heads = list(zip(found, before, strict=True))[: 2 if cold else 1]
-            self._once[name] = sum(max(0.0, c.seconds - self._run(name, len(c.ends), n)) for c, n in heads)
+            # Of a cold teacher the second call has nearly all slots read the prefix: so many times as they are more.
+            head = 1 if cold and len(found) > 1 else 0
+            call, first = found[head], sum(map(len, found[:head]))
+            share = max(1, min(most - first, len(call))) / most if cold else 1.0
+            self._once[name] = max(0.0, _seconds(call) - self._run(name, len(call), before[head])) / share
         self.start = 0.0
         self.full = self._crowd >= FULL * most
 
@@ -213,7 +214,7 @@ def _replay(call: Call, limit: Limit, before: int) -> list[tuple[float, int, flo
     """Of each request how many were under way with it on average, its new tokens, and how long it took."""
     starts: list[float] = []
     running: list[float] = []
-    ends, now, done = call.ends, 0.0, 0
+    ends, now, done = [asked.end for asked in call], 0.0, 0
     while len(starts) < len(ends):
         while len(starts) < len(ends) and len(running) < max(1, limit(before + done)):
             heapq.heappush(running, ends[len(starts)])
@@ -236,8 +237,8 @@ def _replay(call: Call, limit: Limit, before: int) -> list[tuple[float, int, flo
         return areas[place] + counts[place] * (moment - times[place])
 
     return [
-        ((up_to(end) - up_to(start)) / (end - start), new, end - start)
-        for start, end, new in zip(starts, ends, call.new, strict=True)
+        ((up_to(end) - up_to(start)) / (end - start), asked.new, end - start)
+        for start, end, asked in zip(starts, ends, call, strict=True)
         if end > start
     ] or [(1.0, 1, 1e-9)]
 

@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -80,12 +81,19 @@ def amounts(
 def seconds(
     recipe: Recipe, sample: Sample, tokenizer: Any, folder: Path, progress: Callable[[int, int], None]
 ) -> dict[str, float]:
-    """A few real steps on rows of sampled lessons: seconds until the first is done (``start``: loading, compiling), of
-    a ``step``, of saving a ``checkpoint``, and of the ``end`` (a last checkpoint, the student). ``folder`` is removed.
+    """A few real steps on rows of sampled lessons: seconds that come ``once`` in a process, until the first step is
+    done (``start``: loading, compiling), of a ``step``, of saving a ``checkpoint``, and of the ``end`` (a last
+    checkpoint, the student). ``folder`` is removed.
     """
     from brd.composing.packing import encode, pack
+
+    begun = time.perf_counter()
+    import_module("transformers.trainer")
+    from brd import hardware
     from brd.training.trainer import train
 
+    hardware.choose_dtype(recipe.training.dtype)
+    once = time.perf_counter() - begun
     few = changed(recipe, {"training.save_steps": SAVED_EVERY})
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -110,7 +118,7 @@ def seconds(
     # The state is saved behind step 2, which shows in the next one.
     step = (took[1] + took[3]) / 2
     spread, checkpoint = abs(took[1] - took[3]) / 2, max(0.0, took[2] - step)
-    return {"start": took[0], "step": step, "spread": spread, "checkpoint": checkpoint, "end": took[4]}
+    return {"once": once, "start": took[0], "step": step, "spread": spread, "checkpoint": checkpoint, "end": took[4]}
 
 
 def arm_seconds(costs: dict[str, float], steps: int, save_steps: int) -> tuple[float, float]:
