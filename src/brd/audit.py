@@ -85,12 +85,13 @@ def against_gold(recipe: Recipe, folder: Path, asked: Mapping[str, Annotated]) -
     from brd.evaluation import gold
     from brd.evaluation.evaluate import rounded
     from brd.reading.reader import teacher_hash
+    from brd.recipe_teacher import settled
     from brd.teachers import LazyTeacher
 
     behaviors = behaviors_of(recipe.reading)
     found: dict[str, Any] = read_json(folder / "audit.json")
     how: dict[str, Any] = {"separator": recipe.composing.separator, "prompted": True}
-    teacher = LazyTeacher(recipe.teacher)
+    teacher = LazyTeacher(settled(recipe, folder / "readings"))
     try:
         for part, (file, items) in asked.items():
             if part == "entities":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brd.commands import cluster, planning, scoring, sharing
+from brd.commands import checking, cluster, planning, scoring, sharing
 from brd.errors import BrdError
 
 if TYPE_CHECKING:
@@ -214,6 +214,7 @@ def audit(
 
 
 app.command()(planning.plan)
+app.command(name="check-int8")(checking.check_int8)
 app.command()(scoring.score)
 app.command(name="tasks")(scoring.list_tasks)
 app.command()(scoring.contamination)

@@ -99,11 +99,12 @@ class Pipeline:
             from brd.reading.known import taken_from
             from brd.reading.reader import funnel, read
             from brd.reading.store import shards
+            from brd.recipe_teacher import settled
             from brd.teachers import LazyTeacher
 
             with open_corpus(self.recipe, self.readings_folder / "dropped.parquet") as corpus:
                 asked = self._ask_elsewhere(corpus)
-                teacher = LazyTeacher(self.recipe.teacher)
+                teacher = LazyTeacher(settled(self.recipe, self.readings_folder, self.console.say))
                 try:
                     counts = read(self.recipe, self.readings_folder, teacher, self.console.progress, corpus)
                     about = teacher.identity()
@@ -270,7 +271,7 @@ class Pipeline:
         readings: Any = None
         for arm in self.evaluated:
             asked = (
-                step.teacher(self.recipe)
+                step.teacher(self.recipe, self.readings_folder)
                 if arm == TEACHER
                 else step.student(self.recipe, self.student(arm), self.train_print(arm))
             )

@@ -7,6 +7,7 @@ from brd.reading.behavior import Behavior, Judgement, behaviors_of, one_line
 from brd.reading.chosen import choose
 from brd.recipe import Recipe, changed
 from brd.recipe_corpus import open_corpus
+from brd.recipe_teacher import settled
 from brd.teachers import open_teacher
 from brd.teachers.teacher import Teacher
 
@@ -30,7 +31,7 @@ def show(recipe: Recipe, n: int) -> None:
             found.append((paragraph.sentence(paragraph.readable[0]), paragraph.language))
         if len(found) == n:
             break
-    teacher = open_teacher(recipe.teacher)
+    teacher = open_teacher(settled(recipe))
     out = Console(highlight=False)
     try:
         behaviors = behaviors_of(recipe.reading)

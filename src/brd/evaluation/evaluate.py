@@ -16,6 +16,7 @@ from brd.evaluation.scorecard import Request, overall, request_figures, requests
 from brd.evaluation.scoring import Scorer
 from brd.reading.reader import Readings
 from brd.recipe import Recipe
+from brd.recipe_teacher import settled
 from brd.teachers import LazyTeacher
 from brd.teachers.shared_prefix import SharedPrefix
 
@@ -52,13 +53,14 @@ def student(recipe: Recipe, folder: Path, trained: str) -> Examinee:
     return Examinee(f"{trained}/{hardware.dtype_name(dtype)}", load)
 
 
-def teacher(recipe: Recipe) -> Examinee:
-    """The recipe's teacher as it reads. Raises BrdError for one whose probabilities cannot be had."""
+def teacher(recipe: Recipe, readings: Path) -> Examinee:
+    """The recipe's teacher as it reads into the folder ``readings``. Raises BrdError for one whose probabilities cannot
+    be had."""
     if recipe.teacher.kind != "shared_prefix":
         raise BrdError(
             f"evaluation.teacher: a teacher of kind {recipe.teacher.kind} cannot be scored, shared_prefix can"
         )
-    lazy = LazyTeacher(recipe.teacher)
+    lazy = LazyTeacher(settled(recipe, readings))
 
     def load() -> tuple[Any, Any]:
         engine: Any = lazy.opened

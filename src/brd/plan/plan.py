@@ -29,6 +29,7 @@ from brd.reading.reader import teacher_hash
 from brd.reading.store import SCHEMA, Reading, Store, load
 from brd.recipe import Recipe
 from brd.recipe_corpus import corpus_parts
+from brd.recipe_teacher import settled
 from brd.run import RunFolder, fingerprint, read_json, write_json
 from brd.teachers.teacher import Teacher
 from brd.text import sources
@@ -60,7 +61,7 @@ def plan(
     student = _Student(pipeline) if pipeline.trained else None
     behaviors = behaviors_of(recipe.reading)
     started = time.perf_counter() - imported
-    teacher = LazyTeacher(recipe.teacher)
+    teacher = LazyTeacher(settled(recipe, pipeline.readings_folder))
     try:
         with Store(pipeline.readings_folder, recipe.reading.shard_rows) as store:
             there = _Reading(recipe, teacher, behaviors, store)

@@ -9,7 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -208,15 +208,34 @@ def identity(weights: str, dtype: str, chat_template: bool) -> dict[str, str]:
 
 def known_identity(settings: TeacherSettings) -> dict[str, str] | None:
     """The identity of the teacher that ``load`` would give, where it can be told without fetching or loading it."""
-    known = embedded.MODELS.get(settings.model)
-    if known is None:
+    if settings.model not in embedded.MODELS:
         return None
     dtype = hardware.dtype_name(hardware.choose_dtype("auto")) if settings.dtype == "auto" else settings.dtype
-    return identity(f"sha256:{known.sha256}", dtype, settings.chat_template)
+    return identity(str(weights_here(settings.model)), dtype, settings.chat_template)
+
+
+def weights_here(model: str) -> str | None:
+    """How ``identity`` names the weights of an embedded model or of a local folder; None for one of the Hub."""
+    if model in embedded.MODELS:
+        return f"sha256:{embedded.MODELS[model].sha256}"
+    files = sorted(Path(model).glob("*.safetensors"))
+    return f"sha256:{','.join(map(_file_hash, files))}" if files else None
+
+
+def _file_hash(path: Path) -> str:
+    about = path.stat()
+    return _hash_of(path, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _hash_of(path: Path, size: int, changed: int) -> str:
+    """Gigabytes take seconds to hash: once a process for a file that has not changed."""
+    return embedded.file_sha256(path)
 
 
 def load(settings: TeacherSettings) -> SharedPrefix:
-    """Load the model that a recipe names, in the dtype it names, on the device of this machine.
+    """Load the model that a recipe names, in the dtype it names, on the device of this machine. ``auto`` is the faster
+    of bfloat16 and float32 here; where a recipe's teacher may read in int8 is for ``recipe_teacher`` to say.
 
     Raises BrdError when a local folder lacks something, TeacherUnreachable when the Hub does not give the model.
     """
@@ -239,13 +258,8 @@ def load(settings: TeacherSettings) -> SharedPrefix:
         if local:
             raise BrdError(f"{folder}: this model cannot be loaded ({reason})") from error
         raise TeacherUnreachable(f"teacher.model {name!r}: no folder here, nor on the Hub ({reason})") from error
-    if settings.model in embedded.MODELS:
-        weights = f"sha256:{embedded.MODELS[settings.model].sha256}"
-    elif local:
-        hashes = ",".join(embedded.file_sha256(path) for path in sorted(folder.glob("*.safetensors")))
-        weights = f"sha256:{hashes}"
-    else:
-        weights = f"{name}@{getattr(model.config, '_commit_hash', None) or 'unknown'}"
+    here = weights_here(settings.model) if local else None
+    weights = here or f"{name}@{getattr(model.config, '_commit_hash', None) or 'unknown'}"
     model = model.to(hardware.device())
     if settings.dtype == "int8":
         quantise(model)
