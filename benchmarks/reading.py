@@ -6,8 +6,9 @@ Both read the NER prompt over our own passages, greedy, the prefill of the sente
 all of llama.cpp's slots before its time is taken, and the shared-prefix teacher computes it anew in each round. The
 order of the two alternates. Printed beside it: the fastest form that the file can be requantised to (Q8_0, Q4_0) in
 llama.cpp, one-by-one ``generate()`` with the whole prompt, and the share of the processor's measured matrix-product
-rate that is reached, counting two operations a weight and token: all linear layers for every token that is run, the
-LM head for every token that is decoded, and attention to the prefix.
+rate that is reached (which is measured every two seconds while the readings are made, since it drifts), counting two
+operations a weight and token: all linear layers for every token that is run, the LM head for every token that is
+decoded, and attention to the prefix.
 """
 
 import argparse
@@ -38,13 +39,21 @@ def sentences(count: int) -> list[str]:
     return found[::step][:count]
 
 
-def timed(teacher: Teacher, behavior: Behavior, texts: list[str]) -> tuple[float, int]:
-    """Seconds and generated tokens for reading all sentences."""
+def timed(
+    teacher: Teacher, behavior: Behavior, texts: list[str], between: Callable[[], None] | None = None
+) -> tuple[float, int]:
+    """Seconds and generated tokens for reading all sentences; every two seconds ``between``, off the clock."""
     suffixes = [behavior.suffix(text) for text in texts]
-    start = time.perf_counter()
-    answers = teacher.answer(behavior.prefix, suffixes, stop=behavior.stop, max_new_tokens=behavior.max_new_tokens)
-    tokens = sum(answer.new_tokens for _, answer in answers)
-    return time.perf_counter() - start, tokens
+    seconds, tokens, start = 0.0, 0, time.perf_counter()
+    for _, answer in teacher.answer(
+        behavior.prefix, suffixes, stop=behavior.stop, max_new_tokens=behavior.max_new_tokens
+    ):
+        tokens += answer.new_tokens
+        if between and time.perf_counter() - start > 2:
+            seconds += time.perf_counter() - start
+            between()
+            start = time.perf_counter()
+    return seconds + time.perf_counter() - start, tokens
 
 
 def one_by_one(teacher: shared_prefix.SharedPrefix, behavior: Behavior, texts: list[str]) -> float:
@@ -120,7 +129,11 @@ def main() -> None:
     bf16 = hardware.matmul_rate(torch.bfloat16) > 1.2 * hardware.matmul_rate(torch.float32)
     ours = shared_prefix.load(Settings(batch_size=options.batch_size, dtype=options.dtype))
     dtype = ours.identity()["dtype"]
-    rate = hardware.matmul_rate(hardware.DTYPES[dtype])
+    rates: list[float] = []
+
+    def between() -> None:
+        rates.append(hardware.matmul_rate(hardware.DTYPES[dtype], seconds=0.1))
+
     print(f"{len(texts)} sentences, prefix of {ours.count_tokens(behavior.prefix)} tokens; shared_prefix in {dtype}")
 
     llama = llama_rate(smollm2_gguf(), behavior, texts)
@@ -128,9 +141,11 @@ def main() -> None:
     ratios = []
     for number in range(options.rounds):
         ours.stats = shared_prefix.Stats()
-        runs = {"ours": lambda: timed(ours, behavior, texts), "llama": llama}
+        rates.clear()
+        runs = {"ours": lambda: timed(ours, behavior, texts, between), "llama": llama}
         found = {name: runs[name]() for name in (("ours", "llama") if number % 2 == 0 else ("llama", "ours"))}
         (seconds, tokens), (llama_seconds, llama_tokens) = found["ours"], found["llama"]
+        rate = statistics.median(rates)
         share = operations(ours, ours.count_tokens(behavior.prefix)) / seconds / rate
         ratios.append(llama_seconds / seconds)
         print(

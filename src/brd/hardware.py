@@ -21,7 +21,6 @@ def device() -> torch.device:
     return accelerator or torch.device("cpu")
 
 
-@lru_cache(maxsize=8)
 def matmul_rate(dtype: torch.dtype, rows: int = 512, width: int = 1536, seconds: float = 0.25) -> float:
     """Median rate of ``(rows, width) @ (width, width)`` in operations per second."""
     a, b = torch.randn(rows, width).to(dtype), torch.randn(width, width).to(dtype)

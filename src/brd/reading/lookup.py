@@ -41,6 +41,10 @@ class Lookup:
                 self._groups += [(path, n, about.row_group(n).num_rows) for n in range(about.num_row_groups)]
         self._starts = np.array([0, *accumulate(rows for *_, rows in self._groups)])
 
+    def __len__(self) -> int:
+        """Rows of all files, whether or not their key occurs once."""
+        return int(self._starts[-1])
+
     def where(self, keys: Sequence[str]) -> Rows:
         """The rows of these keys, over all files laid end to end; -1 for a key that is not there."""
         return self._index.rows(keys)
