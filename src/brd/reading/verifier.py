@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 import sys
+import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import cache
@@ -18,6 +19,9 @@ from typing import Any
 
 from brd.reading.behavior import Behavior, Behaviors, prompt_hash
 from brd.run import fingerprint
+
+# Python 3.11's parser keeps its depth in one place for all threads, and fails when two are in it.
+_PARSING = threading.Lock()
 
 
 def verifier_prints(behaviors: Behaviors, **settings: Any) -> dict[str, str]:
@@ -119,7 +123,9 @@ def _content(name: str) -> bytes | None:
 
 def _imports(name: str, content: bytes) -> Iterator[str]:
     """What a module imports, wherever in its code: modules, and names in them that may be modules."""
-    for node in ast.walk(ast.parse(content)):
+    with _PARSING:
+        tree = ast.parse(content)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
