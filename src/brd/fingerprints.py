@@ -11,6 +11,7 @@ from brd.reading.behavior import behaviors_of, is_own, prompts
 from brd.recipe import Recipe, changed
 from brd.recipe_corpus import corpus_parts
 from brd.run import fingerprint
+from brd.training.origin import DESCRIBING, read_origin
 
 
 class Fingerprints:
@@ -56,13 +57,18 @@ class Fingerprints:
             recipe.seed,
         )
 
+    def layers(self) -> str:
+        """Of the choice of the layers that are kept."""
+        return fingerprint("layers", self._start())
+
     def train(self, arm: str) -> str:
         recipe = self._of(arm)
         start = [self.heal()] if recipe.healing else self._start()
         if arm_of(self._recipe, arm).data == "none":
             return fingerprint("start", start, self._recipe.seed if recipe.composing.separator_as_token else None)
         training = recipe.training.model_dump(exclude={"save_steps"})
-        return fingerprint("train", start, self.compose(arm), self.compose(REFERENCE), training, recipe.seed)
+        lora = [recipe.student.lora.model_dump()] if recipe.student.lora else []
+        return fingerprint("train", start, self.compose(arm), self.compose(REFERENCE), training, recipe.seed, *lora)
 
     def skill(self, arm: str) -> str:
         recipe, evaluation = self._recipe, self._recipe.evaluation
@@ -97,11 +103,17 @@ class Fingerprints:
     def _start(self) -> list[Any]:
         recipe = self._recipe
         separator = recipe.composing.separator if recipe.composing.separator_as_token else None
-        return [recipe.student.model_dump(), _model_stamp(recipe.student.model), separator]
+        parts = [recipe.student.starting(), _model_stamp(recipe.student.model), separator]
+        if recipe.student.keep_layers is not None:
+            # What they are measured on, and how.
+            parts += [*corpus_parts(recipe), recipe.composing.row_tokens, recipe.training.dtype]
+        return parts
 
 
 def _model_stamp(name: str) -> list[Any]:
     """What tells a local model from a changed one without reading it: names, sizes and times of its files."""
     path = Path(name)
     files = [path] if path.is_file() else sorted(path.glob("*")) if path.is_absolute() and path.is_dir() else []
-    return [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    # A student of another run is the same whatever its card says.
+    left_out = DESCRIBING if read_origin(path) else ()
+    return [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file() and f.name not in left_out]

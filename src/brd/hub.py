@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from brd.errors import BrdError
 
@@ -46,16 +47,16 @@ def check_login() -> None:
         )
 
 
-def upload_dataset(folder: Path, repository: str, *, private: bool, message: str) -> str:
-    """Upload a folder as a dataset, made where there is none; returns its address. Raises BrdError when it fails: the
-    folder stays, and the same call goes on from there."""
+def upload(folder: Path, repository: str, kind: Literal["dataset", "model"], *, private: bool, message: str) -> str:
+    """Upload a folder as a dataset or a model, made where there is none; returns its address. Raises BrdError when it
+    fails: the folder stays, and the same call goes on from there."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
     try:
-        url = api.create_repo(repository, repo_type="dataset", private=private or None, exist_ok=True)
-        api.upload_folder(repo_id=repository, repo_type="dataset", folder_path=folder, commit_message=message)
+        url = api.create_repo(repository, repo_type=kind, private=private or None, exist_ok=True)
+        api.upload_folder(repo_id=repository, repo_type=kind, folder_path=folder, commit_message=message)
     except HfHubHTTPError as error:
         status = error.response.status_code
         why = {401: "the token is not valid", 403: "the token may not write there"}.get(status, _in_a_line(error))

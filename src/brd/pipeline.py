@@ -11,6 +11,7 @@ from brd.fingerprints import Fingerprints
 from brd.recipe import Recipe, changed
 from brd.recipe_corpus import open_corpus
 from brd.run import RunFolder, provenance, read_json, write_json
+from brd.students import describe, set_aside_card
 from brd.summary import evaluation_line, reading_lines
 from brd.text.corpus import Corpus
 
@@ -33,6 +34,7 @@ class Pipeline:
         self._evaluate = self.evaluation_folder.name.replace("evaluation", "evaluate")
         prints = Fingerprints(recipe)
         self.read_print, self.heal_print = prints.read, prints.heal
+        self.layers_print = prints.layers
         self.compose_print, self.train_print = prints.compose, prints.train
         self.skill_print, self.evaluate_print = prints.skill, prints.evaluate
         self._report_print = prints.report
@@ -50,6 +52,9 @@ class Pipeline:
     def student(self, arm: str) -> Path:
         return self.run.path / "students" / arm
 
+    def evaluation_step(self, arm: str) -> str:
+        return f"{self._evaluate}.{arm}"
+
     def report_print(self) -> str:
         # What `brd audit` asked the teacher afterwards stands in the page too.
         return self._report_print(self.evaluated, (read_json(self.run.path / "audit.json") or {}).get("gold"))
@@ -63,10 +68,15 @@ class Pipeline:
         """Which steps are current, without running or loading anything."""
         current, path = self.run.is_current, self.run.path
         state = {"read": current("read", self.read_print(), *self._read_outputs())}
+        cut = self.recipe.student.keep_layers is not None
+        if cut:
+            state["compose.layers"] = current("compose.layers", self.layers_print(), path / "composed" / "layers")
         if self.recipe.healing:
             state["compose.healing"] = current("compose.healing", self.heal_print(), path / "composed" / "healing")
         for arm in self.composed:
             state[f"compose.{arm}"] = current(f"compose.{arm}", self.compose_print(arm), path / "composed" / arm)
+        if cut:
+            state["train.layers"] = current("train.layers", self.layers_print())
         if self.recipe.healing:
             state["train.healed"] = current("train.healed", self.heal_print(), self.student(HEALED))
         for arm in self.arms:
@@ -145,6 +155,8 @@ class Pipeline:
     def compose(self) -> None:
         """Readings to token files."""
         self._needs("read", ["read"])
+        if self.recipe.student.keep_layers is not None:
+            self._compose_layers()
         if self.recipe.healing:
             self._compose_healing()
         if not self.composed:
@@ -190,6 +202,18 @@ class Pipeline:
 
         self.run.do("compose.healing", self.heal_print(), [folder], work, self.console.say)
 
+    def _compose_layers(self) -> None:
+        folder = self.run.path / "composed" / "layers"
+
+        def work() -> dict[str, Any]:
+            from brd.composing.compose import compose_held_out
+            from brd.training.student import student_tokenizer
+
+            with open_corpus(self.recipe) as corpus:
+                return compose_held_out(self.recipe, student_tokenizer(self.recipe), folder, corpus)
+
+        self.run.do("compose.layers", self.layers_print(), [folder], work, self.console.say)
+
     def _rows(self) -> int:
         meta = read_json(self.run.path / "composed" / REFERENCE / "meta.json")
         return int(meta["rows"])
@@ -197,7 +221,10 @@ class Pipeline:
     def train(self) -> None:
         """Token files to students."""
         healing = ["healing"] if self.recipe.healing else []
-        self._needs("compose", [f"compose.{arm}" for arm in [*healing, *self.composed]])
+        layers = ["layers"] if self.recipe.student.keep_layers is not None else []
+        self._needs("compose", [f"compose.{arm}" for arm in [*layers, *healing, *self.composed]])
+        if layers:
+            self._measure_layers()
         if self.recipe.healing:
             self._heal()
         tokens: dict[str, int] = {}
@@ -210,7 +237,8 @@ class Pipeline:
                 from brd.training.student import load_student, student_tokenizer
                 from brd.training.trainer import save, train
 
-                recipe = self.arm_recipe(arm)
+                set_aside_card(folder)
+                recipe = self._cut(self.arm_recipe(arm))
                 tokenizer = student_tokenizer(recipe)
                 start = self.student(HEALED) if recipe.healing else None
                 if self.about(arm).data == "none":
@@ -222,6 +250,7 @@ class Pipeline:
                 return train(recipe, source, steps, tokenizer, folder, on_step, start=start, mark=mark)
 
             manifest = self.run.do(f"train.{arm}", self.train_print(arm), [folder], work, self.console.say)
+            describe(self, arm)
             if self.about(arm).data != "none":
                 result = manifest["result"]
                 dtypes[arm] = result["dtype"]
@@ -243,6 +272,26 @@ class Pipeline:
 
         return on_step
 
+    def _cut(self, recipe: Recipe) -> Recipe:
+        """With the layers that were chosen by measuring, the same for all arms."""
+        from brd.training.layers import cut_to
+
+        return cut_to(recipe, self.result("train.layers")["kept"] if recipe.student.keep_layers is not None else None)
+
+    def _measure_layers(self) -> None:
+        def work() -> dict[str, Any]:
+            from brd.composing.packing import TokenRows
+            from brd.training.layers import measure
+            from brd.training.student import load_whole
+
+            rows = TokenRows(self.run.path / "composed" / "layers")
+            return measure(self.recipe, load_whole(self.recipe), rows)
+
+        manifest = self.run.do("train.layers", self.layers_print(), [], work, self.console.say)
+        kept, influence = manifest["result"]["kept"], manifest["result"]["influence"]
+        dropped = [f"{n} ({influence[n]:.3f})" for n in range(len(influence)) if n not in kept]
+        self.console.say(f"  layers: {len(kept)} of {len(influence)} kept; without {', '.join(dropped)}")
+
     def _heal(self) -> None:
         folder = self.student(HEALED)
 
@@ -253,7 +302,9 @@ class Pipeline:
             tokenizer = student_tokenizer(self.recipe)
             tokens = self.run.path / "composed" / "healing"
             mark = self.heal_print()
-            return heal(self.recipe, tokens, tokenizer, folder, mark, lambda steps: self._on_step(HEALED, steps))
+            return heal(
+                self._cut(self.recipe), tokens, tokenizer, folder, mark, lambda steps: self._on_step(HEALED, steps)
+            )
 
         manifest = self.run.do("train.healed", self.heal_print(), [folder], work, self.console.say)
         result = manifest["result"]
@@ -300,6 +351,8 @@ class Pipeline:
                 self.run.do(f"skill.{arm}", self.skill_print(arm), [skill_file], skill, self.console.say)
             self.run.do(f"{self._evaluate}.{arm}", self.evaluate_print(arm), [out], work, self.console.say)
             self.console.say(f"  {evaluation_line(arm, read_json(out))}")
+        for arm in self.arms:
+            describe(self, arm)
 
     def report(self) -> None:
         """Scores to summary.json, run.json, audit.json and report.html."""

@@ -14,6 +14,7 @@ from brd.errors import BrdError
 from brd.reading.behavior import BEHAVIORS, is_own
 from brd.sections.composing import Composing
 from brd.sections.evaluation import Evaluation
+from brd.sections.licences import Licences
 from brd.sections.reading import SIBLINGS, Reading
 from brd.sections.section import Section, all_known
 from brd.sections.teacher import Teacher
@@ -49,6 +50,7 @@ class Recipe(Section):
     healing: Healing | None = None
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    licences: Licences = Licences()
     variants: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*$")], Variant] = {}
     arms: Annotated[list[str], Field(min_length=1, validate_default=True)] = ["base", "further", "brd"]
 
@@ -64,6 +66,16 @@ class Recipe(Section):
             details = InitErrorDetails(type=problem, loc=("mix",), input=composing.mix)
             raise ValidationError.from_exception_data("composing", [details]) from None
         return composing
+
+    @field_validator("student")
+    @classmethod
+    def _learns_every_token(cls, student: Student, info: Any) -> Student:
+        if student.lora and "composing" in info.data and info.data["composing"].separator_as_token:
+            raise ValueError(
+                "lora trains no embedding, so composing.separator_as_token would stay the random vector that it "
+                "begins as; leave one of them out"
+            )
+        return student
 
     @field_validator("variants")
     @classmethod

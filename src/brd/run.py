@@ -29,6 +29,7 @@ PACKAGES = (
     "numpy",
     "sentencex",
     "xllamacpp",
+    "peft",
     "py3langid",
     "datasketch",
     "phonenumbers",

@@ -1,12 +1,7 @@
 """A dataset of readings: its folder, its card, and its upload to a stand-in for the Hub."""
 
-import base64
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,8 +11,8 @@ from brd.reading.behavior import load_behaviors, prompt_hash
 from brd.reading.card import FIELDS, public
 from brd.reading.known import Known
 from brd.reading.store import SCHEMA
+from hub_server import TOKEN, Hub, running
 
-TOKEN = "hf_" + "secretsecret"
 LICENCE = ("--licence", "cc0-1.0")
 
 
@@ -27,73 +22,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return read_into(folder / "run", recipe_in(folder))
 
 
-class Hub(ThreadingHTTPServer):
-    """Takes what huggingface_hub sends when it makes a dataset and commits files to it."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.refuse: tuple[int, str] | None = None
-        self.created: dict[str, Any] = {}
-        self.files: dict[str, bytes] = {}
-        self.card = ""
-        self.tokens: set[str | None] = set()
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.tokens.add(self.headers["Authorization"])
-        if self.server.refuse:
-            return self._answer({"error": self.server.refuse[1]}, self.server.refuse[0])
-        if self.path == "/api/repos/create":
-            self.server.created = json.loads(body)
-            name = f"{self.server.created['organization']}/{self.server.created['name']}"
-            return self._answer({"url": f"{self.server.address}/datasets/{name}"})
-        if self.path == "/api/validate-yaml":
-            self.server.card = json.loads(body)["content"]
-            return self._answer({"errors": [], "warnings": []})
-        if "/preupload/" in self.path:
-            files = [
-                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
-            ]
-            return self._answer({"files": files})
-        assert "/commit/" in self.path, self.path
-        for line in body.splitlines():
-            entry = json.loads(line)
-            if entry["key"] == "file":
-                self.server.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-        return self._answer({"commitUrl": f"{self.server.address}/datasets/me/x/commit/1", "commitOid": "1" * 40})
-
-    def _answer(self, value: Any, status: int = 200) -> None:
-        body = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    from huggingface_hub import constants
-
-    server = Hub()
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    monkeypatch.setattr(constants, "ENDPOINT", server.address)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield server
-    server.shutdown()
-    server.server_close()
+    with running(monkeypatch) as server:
+        yield server
 
 
 def test_a_dry_run_writes_a_folder_that_loads(run: Path, brd_here: Brd, tmp_path: Path) -> None:

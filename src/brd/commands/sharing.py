@@ -1,4 +1,4 @@
-"""The commands that hand on what was read: `brd export`, `brd push`."""
+"""The commands that hand on what was read, or who was trained on it: `brd export`, `brd push`."""
 
 from collections import Counter
 from pathlib import Path
@@ -6,18 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from brd.commands import students
 from brd.errors import BrdError, nearest
 
 if TYPE_CHECKING:
     from brd.console import Console
     from brd.reading.export import Level, ReadRun, Selection
 
-FORMATS = ("jsonl", "chat", "trl", "parquet")
+FORMATS = ("jsonl", "chat", "trl", "parquet", "gguf")
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder whose step `read` was run.")]
 Behaviors = Annotated[
     str | None, typer.Option("--behaviors", help="Of these only, comma between them; all that were read unless given.")
 ]
+Student = Annotated[str | None, typer.Option("--student", metavar="ARM", help="The trained student of this arm.")]
 Verified = Annotated[
     bool | None, typer.Option("--verified/--all", help="Verified readings only, or rejected and malformed ones too.")
 ]
@@ -27,7 +29,10 @@ def export(
     run: Run,
     format_: Annotated[
         str,
-        typer.Option("--format", help="jsonl, chat (messages), trl (for its SFTTrainer), parquet (for reading.known)."),
+        typer.Option(
+            "--format",
+            help="jsonl, chat (messages), trl (for its SFTTrainer), parquet (for reading.known); gguf, of a --student.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The file that is written; for trl a folder.")],
     behaviors: Behaviors = None,
@@ -44,13 +49,22 @@ def export(
     note: Annotated[
         str | None, typer.Option("--note", help="With parquet: source and licence of the sentences, kept in the file.")
     ] = None,
+    student: Student = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what stands at --out.")] = False,
 ) -> None:
-    """Readings for other programs: records, conversations, lessons for TRL, or a file that other runs take."""
+    """Readings for other programs: records, conversations, lessons for TRL, a file that other runs take. Or a student
+    for llama.cpp."""
     from brd.console import Console
     from brd.reading import export as to
 
+    if format_ == "gguf":
+        kinds = {"behaviors": behaviors, "verified": verified is not None, "part": part}
+        students.refuse(student or "ARM", **kinds, level=level, chat=chat, note=note)
+        students.export_gguf(run, student, out, force)
+        return
     _check_options(format_, level, chat, note)
+    if student is not None:
+        raise BrdError(f"--student goes with --format gguf; {format_} is of readings")
     found = to.open_run(run)
     everything = format_ == "parquet"
     selected = to.select(
@@ -171,10 +185,14 @@ def _nothing(run: "ReadRun", selected: "Selection") -> BrdError:
 
 def push(
     run: Run,
-    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="OWNER/NAME of the dataset on the Hub.")],
-    licence: Annotated[
-        str, typer.Option("--licence", help="Of text and readings: an identifier of the Hub, such as cc-by-sa-4.0.")
+    repo_id: Annotated[
+        str, typer.Argument(metavar="REPO_ID", help="OWNER/NAME of the dataset, or of the model, on the Hub.")
     ],
+    licence: Annotated[
+        str | None,
+        typer.Option("--licence", help="Of text and readings, or the student: the Hub's name, such as cc-by-sa-4.0."),
+    ] = None,
+    student: Student = None,
     note: Annotated[str, typer.Option("--note", help="Where the text comes from, for the card.")] = "",
     behaviors: Behaviors = None,
     verified: Verified = False,
@@ -184,12 +202,19 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the folder, upload nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder whose card is another.")] = False,
 ) -> None:
-    """Readings to a dataset of the Hugging Face Hub, with a card. Needs HF_TOKEN or `hf auth login`."""
+    """Readings to a dataset of the Hugging Face Hub, or a student to a model, with a card. Needs HF_TOKEN or `hf auth
+    login`."""
     from brd import hub
     from brd.console import Console
     from brd.reading import export as to
     from brd.reading.card import Given, write_dataset
 
+    if student is not None:
+        students.refuse(student, note=note, behaviors=behaviors, verified=verified, out=out, part=part != "all")
+        students.push(run, repo_id, student, licence, private, dry_run, force)
+        return
+    if licence is None:
+        raise BrdError("--licence of text and readings is needed: an identifier of the Hub, such as cc-by-sa-4.0")
     given = Given(hub.check_repository(repo_id), hub.check_licence(licence), note)
     found = to.open_run(run)
     selected = to.select(found, behaviors, part, bool(verified))
@@ -210,7 +235,8 @@ def push(
             print(f"{folder}/README.md is the card; nothing was uploaded")
             return
         console.say(f"uploading {folder} to {repo_id}")
-        print(hub.upload_dataset(folder, repo_id, private=private, message=f"Readings of {found.recipe.name}"))
+        message = f"Readings of {found.recipe.name}"
+        print(hub.upload(folder, repo_id, "dataset", private=private, message=message))
 
 
 def _keep_card(old: Path, new: Path, force: bool) -> None:

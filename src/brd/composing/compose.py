@@ -14,7 +14,7 @@ from brd.reading.reader import Readings
 from brd.recipe import Recipe
 from brd.text.corpus import Corpus
 
-# Rows of held-out text that the loss is watched on while the student is healed.
+# Rows of held-out text that the loss is watched on while the student is healed, and that layers are measured on.
 WATCHED_ROWS = 32
 
 
@@ -115,9 +115,14 @@ def compose_healing(recipe: Recipe, tokenizer: Any, folder: Path, corpus: Corpus
                 f"{settings.cooling_tokens} tokens); raise the share or lower the tokens"
             )
         found[name] = meta["tokens"]
-    held_out = (p.text for p in corpus if part_of(p.document, recipe.text) == "held_out")
-    found["watched"] = _pack_text(recipe, held_out, tokenizer, folder / "watched", WATCHED_ROWS)["tokens"]
+    found["watched"] = compose_held_out(recipe, tokenizer, folder / "watched", corpus)["tokens"]
     return found
+
+
+def compose_held_out(recipe: Recipe, tokenizer: Any, folder: Path, corpus: Corpus) -> dict[str, Any]:
+    """A token file of ``WATCHED_ROWS`` rows of the corpus' held-out part, which no arm trains on."""
+    texts = (p.text for p in corpus if part_of(p.document, recipe.text) == "held_out")
+    return _pack_text(recipe, texts, tokenizer, folder, WATCHED_ROWS)
 
 
 def compose(

@@ -28,14 +28,14 @@ def parameters(recipe: Recipe, tokenizer: Any) -> int:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from brd.embedded import model_path
-    from brd.training.student import keep_layers
+    from brd.training.layers import cut_to, keep_layers
 
     trusted = {"trust_remote_code": recipe.student.trust_remote_code}
     config = AutoConfig.from_pretrained(model_path(recipe.student.model), **trusted)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, **trusted)
-    if recipe.student.layers is not None:
-        keep_layers(model, recipe.student.layers)
+    if (layers := cut_to(recipe, None).student.layers) is not None:
+        keep_layers(model, layers)
     embeddings = model.get_input_embeddings()
     more = max(0, len(tokenizer) - embeddings.num_embeddings) * embeddings.embedding_dim
     return int(model.num_parameters() + more)
@@ -90,11 +90,12 @@ def seconds(
     begun = time.perf_counter()
     import_module("transformers.trainer")
     from brd import hardware
+    from brd.training.layers import cut_to
     from brd.training.trainer import train
 
     hardware.choose_dtype(recipe.training.dtype)
     once = time.perf_counter() - begun
-    few = changed(recipe, {"training.save_steps": SAVED_EVERY})
+    few = cut_to(changed(recipe, {"training.save_steps": SAVED_EVERY}), None)
     shutil.rmtree(folder, ignore_errors=True)
     try:
         pack(

@@ -169,7 +169,7 @@ def _header(run: ReadRun, selection: Selection, given: Given, counts: dict[str, 
     return data.to_yaml() + "\n"
 
 
-def _version() -> str:
+def version() -> str:
     try:
         return metadata.version("brd")
     except metadata.PackageNotFoundError:
@@ -255,7 +255,7 @@ def _making(run: ReadRun, selection: Selection, given: Given) -> str:
     identity = [f"- {key}: `{public(str(value))}`" for key, value in teacher_of(run).items()]
     lines = [
         "## How it was made\n",
-        f"With the program `brd` {_version()} and this recipe (paths cut to their last part):\n",
+        f"With the program `brd` {version()} and this recipe (paths cut to their last part):\n",
         f"```yaml\n{recipe}```\n",
         "```sh",
         f"brd read recipe.yaml --out runs/{run.recipe.name}",

@@ -2,18 +2,51 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from brd.embedded import MODEL_NAME
 from brd.sections.section import Dtype, Positive, Section, Share
 
 
+class Lora(Section):
+    """Low-rank adapters in the student's linear layers, which alone are trained (package peft).
+
+    A product with a weight gets ``alpha / rank`` times that of two matrices of ``rank``. ``targets`` are ends of
+    modules' names; null takes all linear layers but the output's.
+    """
+
+    rank: Annotated[int, Field(ge=1, le=4096)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Annotated[list[str], Field(min_length=1)] | None = None
+
+
 class Student(Section):
-    """Who learns: ``layers`` keeps only the transformer layers with these numbers (all when null)."""
+    """Who learns: ``layers`` keeps only the transformer layers with these numbers, ``keep_layers`` so many of those
+    that do most (all where both are null).
+
+    ``dropout`` replaces every dropout rate of the student's own config, which hold where it is null. With ``lora`` the
+    arms train adapters, which are merged when the student is saved.
+    """
 
     model: str = MODEL_NAME
     layers: list[Annotated[int, Field(ge=0)]] | None = None
+    keep_layers: Positive | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    lora: Lora | None = None
     trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _one_way_to_cut(self) -> "Student":
+        if self.layers is not None and self.keep_layers is not None:
+            raise ValueError("student.layers and student.keep_layers both say which layers are kept; give one of them")
+        return self
+
+    def starting(self) -> dict[str, Any]:
+        """The keys that say what every arm starts from; of the later ones only those that are used, so that
+        fingerprints of other recipes stay as they were."""
+        kept = self.model_dump(exclude={"lora"})
+        return {key: value for key, value in kept.items() if value is not None or key == "layers"}
 
 
 class Healing(Section):

@@ -37,7 +37,8 @@ def heal(
     cooling, whether the loss ``stands_still``, and what was trained.
     """
     assert recipe.healing is not None
-    rate = {"training.learning_rate": recipe.healing.learning_rate}
+    # What is repaired is the student itself, not an adapter of an arm.
+    rate = {"training.learning_rate": recipe.healing.learning_rate, "student.lora": None}
     work = folder.with_name(folder.name + ".work")
     if not (work / "mark.json").exists() or read_json(work / "mark.json") != mark:
         shutil.rmtree(work, ignore_errors=True)

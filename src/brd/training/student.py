@@ -8,6 +8,7 @@ import torch
 from brd.embedded import model_path
 from brd.errors import BrdError
 from brd.recipe import Recipe
+from brd.training.layers import keep_layers, stack
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
@@ -39,14 +40,19 @@ def student_tokenizer(recipe: Recipe) -> Any:
     return tokenizer
 
 
-def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
-    """A causal LM in ``dtype`` (never the file's own by accident), from safetensors only."""
-    from transformers import AutoModelForCausalLM
+def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False, dropout: float | None = None) -> Any:
+    """A causal LM in ``dtype`` (never the file's own by accident), from safetensors only; all dropout rates of its
+    config replaced by ``dropout`` unless that is None."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     path = _check_folder(name)
     try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        rates = [key for key in config.to_dict() if key.endswith(("dropout", "pdrop"))] if dropout is not None else []
+        for key in rates:
+            setattr(config, key, dropout)
         return AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+            path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
         )
     except Exception as error:
         raise BrdError(f"{name}: not a causal language model that can be loaded: {_first(error)}") from None
@@ -54,16 +60,29 @@ def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -
 
 def load_student(recipe: Recipe, tokenizer: Any, start: Path | None = None) -> Any:
     """The student in float32 as every arm starts from it, the same for all arms of a recipe: what the recipe names and
-    how it cuts it, or the model in the folder ``start`` as it is (one that was healed)."""
+    how it cuts it, or the model in the folder ``start`` as it is (one that was healed).
+
+    Its dropout is that of its own config (XGLM and GPT-2: 0.1 in training; Llama and Qwen: none) unless the recipe says
+    otherwise; the paper says nothing of it. A recipe with ``student.keep_layers`` is first to be ``layers.cut_to``.
+    """
+    settings = recipe.student
     if start is not None:
-        return load_model(str(start.resolve()), torch.float32, recipe.student.trust_remote_code)
-    model = load_model(recipe.student.model, torch.float32, recipe.student.trust_remote_code)
-    if recipe.student.layers is not None:
-        keep_layers(model, recipe.student.layers)
+        return load_model(str(start.resolve()), torch.float32, settings.trust_remote_code, settings.dropout)
+    model = load_whole(recipe)
+    if settings.keep_layers is not None:
+        raise ValueError("student.keep_layers: which layers these are has not been measured")
+    if settings.layers is not None:
+        keep_layers(model, settings.layers)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         torch.manual_seed(recipe.seed)
         model.resize_token_embeddings(len(tokenizer))
     return model
+
+
+def load_whole(recipe: Recipe) -> Any:
+    """The model that the recipe names, in float32, with all its layers."""
+    settings = recipe.student
+    return load_model(settings.model, torch.float32, settings.trust_remote_code, settings.dropout)
 
 
 def compile_layers(model: Any) -> None:
@@ -75,41 +94,11 @@ def compile_layers(model: Any) -> None:
             f"training.compile: torch cannot compile here ({_first(error)}); install a C++ compiler (Debian: g++) "
             f"or leave training.compile out"
         ) from None
-    found = _stack(model)
+    found = stack(model)
     if found is None:
         raise BrdError(f"training.compile: cannot tell which layers a {type(model).__name__} consists of")
     for layer in found[2]:
         layer.compile()
-
-
-def _stack(model: Any) -> tuple[Any, str, torch.nn.ModuleList] | None:
-    """Where the transformer layers are: the module that has them, by which name, and they; None if there is doubt."""
-    stacks = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, torch.nn.ModuleList) and len(child) == model.config.num_hidden_layers
-    ]
-    return stacks[0] if len(stacks) == 1 else None
-
-
-def keep_layers(model: Any, keep: list[int]) -> None:
-    """Cut a model to the transformer layers with these numbers, in place; the config follows."""
-    found = _stack(model)
-    if found is None:
-        raise BrdError(f"student.layers: cannot tell which layers of a {type(model).__name__} to keep")
-    parent, name, layers = found
-    if not keep or len(set(keep)) < len(keep) or max(keep) >= len(layers):
-        raise BrdError(f"student.layers: should be different numbers from 0 to {len(layers) - 1} (got {keep})")
-    kept = torch.nn.ModuleList(layers[n] for n in sorted(keep))
-    for number, layer in enumerate(kept):
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                setattr(module, "layer_idx", number)  # noqa: B010 (mypy knows modules to hold modules only)
-    setattr(parent, name, kept)
-    model.config.num_hidden_layers = len(kept)
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = [model.config.layer_types[n] for n in sorted(keep)]
 
 
 def _check_folder(name: str) -> str:

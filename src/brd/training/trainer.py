@@ -16,6 +16,7 @@ from brd import hardware
 from brd.composing.packing import TokenRows
 from brd.errors import BrdError
 from brd.recipe import Recipe
+from brd.training import lora
 from brd.training.loss import can_be_chunked, chunked_causal_loss
 from brd.training.memory import give_back_freed_memory, keep_freed_memory
 from brd.training.student import compile_layers, load_student
@@ -78,6 +79,8 @@ def train(
     rows = TokenRows(tokens)
     set_seed(recipe.seed)
     model = load_student(recipe, tokenizer, start)
+    if recipe.student.lora is not None:
+        model = lora.adapt(model, recipe.student.lora)
     _check_window(model, rows.meta["row_tokens"])
     device, dtype = hardware.device(), hardware.choose_dtype(settings.dtype)
     checkpoints = folder.with_name(folder.name + ".checkpoints")
@@ -248,9 +251,11 @@ def _interruptible() -> Iterator[_Interrupt]:
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a Hugging Face folder that is whole or absent."""
+    """Write a Hugging Face folder that is whole or absent; a model with adapters as the plain one it stands for."""
     scratch = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    model = lora.merged(model, scratch)
     model.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
     shutil.rmtree(folder, ignore_errors=True)
