@@ -75,7 +75,7 @@ def seeds(recipe: "Recipe") -> dict[str, list[str]]:
 _RESERVED = ("healed", "healing", "layers", "teacher")
 # What an arm may change alone; everything else is the run's.
 _ARMS_OWN = ("composing.", "training.")
-_RUNS_OWN = ("composing.row_tokens", "composing.separator", "composing.separator_as_token")
+_RUNS_OWN = ("composing.row_tokens", "composing.packing", "composing.separator", "composing.separator_as_token")
 
 
 def check_variants(variants: Mapping[str, "Variant"]) -> None:

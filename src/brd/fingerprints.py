@@ -41,11 +41,15 @@ class Fingerprints:
 
     def compose(self, arm: str) -> str:
         recipe, data = self._of(arm), arm_of(self._recipe, arm).data
-        composing = recipe.composing.model_dump()
+        best_fit = recipe.composing.packing == "best_fit"
+        composing = recipe.composing.model_dump(exclude=None if best_fit else {"packing"})
         student = [recipe.student.model, _model_stamp(recipe.student.model)]
         parts: list[Any] = [data, composing, student, recipe.seed]
         if data != "lessons":
             parts += [self.compose(REFERENCE), recipe.training.epochs, recipe.training.rows_per_step]
+        elif best_fit and arm != REFERENCE:
+            # Its rows are no fuller than the reference's.
+            parts.append(self.compose(REFERENCE))
         return fingerprint("compose", self.read(), *parts)
 
     def heal(self) -> str:
@@ -66,7 +70,8 @@ class Fingerprints:
         start = [self.heal()] if recipe.healing else self._start()
         if arm_of(self._recipe, arm).data == "none":
             return fingerprint("start", start, self._recipe.seed if recipe.composing.separator_as_token else None)
-        training = recipe.training.model_dump(exclude={"save_steps"})
+        unsaid = {"attention"} if recipe.training.attention == "row" else set()
+        training = recipe.training.model_dump(exclude={"save_steps", *unsaid})
         lora = [recipe.student.lora.model_dump()] if recipe.student.lora else []
         return fingerprint("train", start, self.compose(arm), self.compose(REFERENCE), training, recipe.seed, *lora)
 

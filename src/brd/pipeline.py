@@ -18,6 +18,8 @@ from brd.text.corpus import Corpus
 STEPS = ("read", "compose", "train", "evaluate", "report")
 # What every arm starts from where the recipe heals the student first.
 HEALED = "healed"
+# By how much arms may differ in trained tokens where rows end in padding (a share of the most).
+SAME_TOKENS = 0.02
 
 
 class Pipeline:
@@ -173,12 +175,14 @@ class Pipeline:
 
                 readings = readings or Readings(self.recipe, self.readings_folder)
                 recipe, data = self.arm_recipe(arm), self.about(arm).data
-                rows = 0
+                rows, fill = 0, 1.0
+                if arm != REFERENCE and recipe.composing.packing == "best_fit":
+                    fill = self._fill()
                 if data != "lessons":
                     # As many as there are lessons, so that a seed draws its share of them as it does of lessons.
                     rows = max(self._rows(), steps_for(self._rows(), recipe) * recipe.training.rows_per_step)
                 with open_corpus(recipe, folder.with_name(f"{arm}.dropped.parquet")) as corpus:
-                    meta = compose(recipe, data, readings, student_tokenizer(recipe), folder, rows, corpus)
+                    meta = compose(recipe, data, readings, student_tokenizer(recipe), folder, rows, corpus, fill)
                 return {**meta, **corpus.counts()}
 
             manifest = self.run.do(f"compose.{arm}", self.compose_print(arm), [folder], work, self.console.say)
@@ -218,6 +222,35 @@ class Pipeline:
         meta = read_json(self.run.path / "composed" / REFERENCE / "meta.json")
         return int(meta["rows"])
 
+    def _fill(self) -> float:
+        """The share of a row of the reference arm that is no padding."""
+        meta = read_json(self.run.path / "composed" / REFERENCE / "meta.json")
+        return float(meta["tokens"] / (meta["rows"] * meta["row_tokens"]))
+
+    def _check_tokens(self) -> None:
+        """BrdError, before any arm is trained, when arms would train on clearly different numbers of tokens."""
+        from brd.composing.compose import steps_for
+        from brd.composing.packing import TokenRows
+        from brd.training.documents import trained_tokens
+        from brd.training.trainer import row_order
+
+        tokens: dict[str, int] = {}
+        for arm in self.trained:
+            if not self._trains_otherwise(arm):
+                recipe = self.arm_recipe(arm)
+                rows = TokenRows(self.run.path / "composed" / arm)
+                total = steps_for(self._rows(), recipe) * recipe.training.rows_per_step
+                tokens[arm] = trained_tokens(rows, row_order(len(rows), total, recipe.seed))
+        if _apart(tokens) > SAME_TOKENS:
+            raise BrdError(
+                f"composing.packing: the arms' documents fill rows so differently that they would train on different "
+                f"numbers of tokens in the same steps ({tokens}); use longer rows (composing.row_tokens), or "
+                "composing.packing: stream"
+            )
+
+    def _trains_otherwise(self, arm: str) -> bool:
+        return any(key.startswith("training.") for key in self.about(arm).overrides)
+
     def train(self) -> None:
         """Token files to students."""
         healing = ["healing"] if self.recipe.healing else []
@@ -225,6 +258,9 @@ class Pipeline:
         self._needs("compose", [f"compose.{arm}" for arm in [*layers, *healing, *self.composed]])
         if layers:
             self._measure_layers()
+        best_fit = self.recipe.composing.packing == "best_fit"
+        if best_fit:
+            self._check_tokens()
         if self.recipe.healing:
             self._heal()
         tokens: dict[str, int] = {}
@@ -254,7 +290,7 @@ class Pipeline:
             if self.about(arm).data != "none":
                 result = manifest["result"]
                 dtypes[arm] = result["dtype"]
-                if not any(key.startswith("training.") for key in self.about(arm).overrides):
+                if not self._trains_otherwise(arm):
                     tokens[arm] = result["trained_tokens"]
                 self.console.say(
                     f"  {arm}: {result['steps']} steps, {result['trained_tokens']} trained tokens, "
@@ -262,7 +298,7 @@ class Pipeline:
                 )
         if len(set(dtypes.values())) > 1:
             raise BrdError(f"the arms were trained in different dtypes: {dtypes}; name one in training.dtype")
-        if len(set(tokens.values())) > 1:
+        if _apart(tokens) > (SAME_TOKENS if best_fit else 0):
             raise BrdError(f"the arms trained on different numbers of tokens: {tokens}; please report this as a bug")
 
     def _on_step(self, name: str, steps: int) -> Any:
@@ -400,3 +436,8 @@ class Pipeline:
                 **{f"{self._evaluate}.{arm}": self.evaluate_print(arm) for arm in self.evaluated},
             },
         }
+
+
+def _apart(tokens: dict[str, int]) -> float:
+    """How far the least lies below the most, as a share of it."""
+    return 1 - min(tokens.values()) / max(tokens.values()) if tokens else 0.0

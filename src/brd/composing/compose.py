@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from brd.composing.documents import check_separator, lessons, taught
-from brd.composing.packing import encode, pack
+from brd.composing.packing import Packing, encode, pack, tokenizer_mark
 from brd.errors import BrdError
 from brd.experiment import Data
 from brd.reading.chosen import in_languages, part_of
@@ -23,7 +23,9 @@ def steps_for(rows: int, recipe: Recipe) -> int:
     return max(1, round(recipe.training.epochs * rows / recipe.training.rows_per_step))
 
 
-def compose_lessons(recipe: Recipe, readings: Readings, tokenizer: Any, folder: Path) -> dict[str, Any]:
+def compose_lessons(
+    recipe: Recipe, readings: Readings, tokenizer: Any, folder: Path, fill: float = 1.0
+) -> dict[str, Any]:
     """The token file of an arm that learns from readings; ``recipe`` is that arm's."""
     check_separator(recipe, readings)
     parts: dict[str, int] = {}
@@ -36,19 +38,18 @@ def compose_lessons(recipe: Recipe, readings: Readings, tokenizer: Any, folder: 
             answers += len(lesson.answers)
             yield lesson.text
 
-    about = {"lessons": parts}
-    meta = pack(
-        encode(texts(), tokenizer),
-        folder,
-        row_tokens=recipe.composing.row_tokens,
-        vocabulary=len(tokenizer),
-        about=about,
-    )
+    meta = _pack_text(recipe, texts(), tokenizer, folder, None, fill, about={"lessons": parts})
     return {**meta, "readings": answers}
 
 
 def compose_original(
-    recipe: Recipe, readings: Readings, tokenizer: Any, folder: Path, rows: int, corpus: Corpus | None = None
+    recipe: Recipe,
+    readings: Readings,
+    tokenizer: Any,
+    folder: Path,
+    rows: int,
+    corpus: Corpus | None = None,
+    fill: float = 1.0,
 ) -> dict[str, Any]:
     """The token file of FURTHER: ``rows`` rows of original text of the same sources, as many as the other arms train.
 
@@ -66,32 +67,46 @@ def compose_original(
                 yield paragraph.text
         yield from _read_texts(recipe, readings)
 
-    meta = _pack_text(recipe, texts(), tokenizer, folder, rows)
+    meta = _pack_text(recipe, texts(), tokenizer, folder, rows, fill)
     return {**meta, "fresh_paragraphs": fresh}
 
 
-def compose_same(recipe: Recipe, readings: Readings, tokenizer: Any, folder: Path, rows: int) -> dict[str, Any]:
+def compose_same(
+    recipe: Recipe, readings: Readings, tokenizer: Any, folder: Path, rows: int, fill: float = 1.0
+) -> dict[str, Any]:
     """The token file of the control that sees the paragraphs that were read as often as it takes, without readings."""
-    return _pack_text(recipe, _read_texts(recipe, readings), tokenizer, folder, rows)
+    return _pack_text(recipe, _read_texts(recipe, readings), tokenizer, folder, rows, fill)
 
 
 def _read_texts(recipe: Recipe, readings: Readings) -> Iterator[str]:
     return (paragraph.text for paragraph in taught(recipe, readings))
 
 
-def _pack_text(recipe: Recipe, texts: Iterable[str], tokenizer: Any, folder: Path, rows: int) -> dict[str, Any]:
+def _pack_text(
+    recipe: Recipe,
+    texts: Iterable[str],
+    tokenizer: Any,
+    folder: Path,
+    rows: int | None,
+    fill: float = 1.0,
+    about: dict[str, Any] | None = None,
+    packing: Packing | None = None,
+) -> dict[str, Any]:
     return pack(
         encode(texts, tokenizer),
         folder,
         row_tokens=recipe.composing.row_tokens,
         vocabulary=len(tokenizer),
+        packing=packing or recipe.composing.packing,
         rows=rows,
+        fill=fill,
+        about={**(about or {}), "tokenizer": tokenizer_mark(tokenizer)},
     )
 
 
 def compose_healing(recipe: Recipe, tokenizer: Any, folder: Path, corpus: Corpus | None = None) -> dict[str, Any]:
     """Token files for healing: ``heating`` (the constant rate) and ``cooling`` of the corpus' healing part, ``watched``
-    of its held-out part.
+    of its held-out part. Always packed as a stream, whose tokens are those that were asked for.
 
     Raises BrdError when that part has too little text to fill both without a repetition.
     """
@@ -107,7 +122,8 @@ def compose_healing(recipe: Recipe, tokenizer: Any, folder: Path, corpus: Corpus
         meta = {"unique_tokens": 0, "tokens": 1}
         if first is not None:
             rest = itertools.chain([first], stream)
-            meta = pack(rest, folder / name, row_tokens=row, vocabulary=len(tokenizer), rows=rows)
+            about = {"tokenizer": tokenizer_mark(tokenizer)}
+            meta = pack(rest, folder / name, row_tokens=row, vocabulary=len(tokenizer), rows=rows, about=about)
         if meta["unique_tokens"] < meta["tokens"]:
             raise BrdError(
                 f"text.healing: the healing part of the corpus ({recipe.text.healing:g} of its documents) has less "
@@ -122,7 +138,7 @@ def compose_healing(recipe: Recipe, tokenizer: Any, folder: Path, corpus: Corpus
 def compose_held_out(recipe: Recipe, tokenizer: Any, folder: Path, corpus: Corpus) -> dict[str, Any]:
     """A token file of ``WATCHED_ROWS`` rows of the corpus' held-out part, which no arm trains on."""
     texts = (p.text for p in corpus if part_of(p.document, recipe.text) == "held_out")
-    return _pack_text(recipe, texts, tokenizer, folder, WATCHED_ROWS)
+    return _pack_text(recipe, texts, tokenizer, folder, WATCHED_ROWS, packing="stream")
 
 
 def compose(
@@ -133,10 +149,12 @@ def compose(
     folder: Path,
     rows: int,
     corpus: Corpus | None = None,
+    fill: float = 1.0,
 ) -> dict[str, Any]:
-    """Compose one arm's token file (``rows``: what an arm without readings must fill)."""
+    """Compose one arm's token file. ``rows``: what an arm without readings must fill; ``fill``: the share of a row that
+    the reference arm's documents take up on average, which is the most that this arm's may."""
     if data == "original":
-        return compose_original(recipe, readings, tokenizer, folder, rows, corpus)
+        return compose_original(recipe, readings, tokenizer, folder, rows, corpus, fill)
     if data == "same":
-        return compose_same(recipe, readings, tokenizer, folder, rows)
-    return compose_lessons(recipe, readings, tokenizer, folder)
+        return compose_same(recipe, readings, tokenizer, folder, rows, fill)
+    return compose_lessons(recipe, readings, tokenizer, folder, fill)

@@ -103,6 +103,7 @@ def seconds(
             folder / "tokens",
             row_tokens=recipe.composing.row_tokens,
             vocabulary=len(tokenizer),
+            packing=recipe.composing.packing,
             rows=STEPS * recipe.training.rows_per_step,
         )
         times = [time.perf_counter()]

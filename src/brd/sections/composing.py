@@ -13,6 +13,7 @@ class Composing(Section):
     ``separator_as_token`` makes the separator one new token, which changes the student's vocabulary.
     ``shuffle_readings`` gives every sentence the reading of another one: the form without the reading.
     ``sentences`` takes only the first so many of the sentences that were read (in whole paragraphs).
+    ``packing``: ``stream`` cuts lessons at row ends; ``best_fit`` keeps each whole in one row, which padding may end.
     """
 
     level: Literal["paragraph", "sentence"] = "paragraph"
@@ -23,6 +24,7 @@ class Composing(Section):
     sentences: Positive | None = None
     mix: dict[str, Annotated[float, Field(ge=0, le=100)]] = {}
     row_tokens: Annotated[int, Field(ge=8, le=131072)] = 512
+    packing: Literal["stream", "best_fit"] = "stream"
 
     def weight(self, part: str) -> float:
         return self.mix.get(part, 1.0)

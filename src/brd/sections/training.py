@@ -66,6 +66,7 @@ class Healing(Section):
 class Training(Section):
     """Causal LM training of each arm: the same steps, tokens and schedule for all.
 
+    ``attention``: a token sees the ``row`` before it, or only its own ``document``.
     ``compile`` has torch compile the layers first, which takes a C++ compiler and some seconds.
     """
 
@@ -76,6 +77,7 @@ class Training(Section):
     weight_decay: Share = 0.01
     rows_per_step: Positive = 4
     micro_rows: Positive = 4
+    attention: Literal["row", "document"] = "row"
     dtype: Dtype = "auto"
     compile: bool = False
     save_steps: Positive = 100

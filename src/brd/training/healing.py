@@ -37,8 +37,13 @@ def heal(
     cooling, whether the loss ``stands_still``, and what was trained.
     """
     assert recipe.healing is not None
-    # What is repaired is the student itself, not an adapter of an arm.
-    rate = {"training.learning_rate": recipe.healing.learning_rate, "student.lora": None}
+    # What is repaired is the student itself, not an adapter of an arm; its text is a stream whatever the lessons are, and
+    # its loss is watched by whole rows.
+    rate = {
+        "training.learning_rate": recipe.healing.learning_rate,
+        "training.attention": "row",
+        "student.lora": None,
+    }
     work = folder.with_name(folder.name + ".work")
     if not (work / "mark.json").exists() or read_json(work / "mark.json") != mark:
         shutil.rmtree(work, ignore_errors=True)

@@ -86,13 +86,14 @@ def chunked_cross_entropy(
 
 
 def chunked_causal_loss(
-    model: Any, ids: torch.Tensor, labels: torch.Tensor, count: torch.Tensor | int | None = None
+    model: Any, ids: torch.Tensor, labels: torch.Tensor, count: torch.Tensor | int | None = None, **inputs: torch.Tensor
 ) -> torch.Tensor:
-    """A causal LM's loss by chunks: each position predicts the next label. ``ids`` and ``labels`` [rows, tokens].
+    """A causal LM's loss by chunks: each position predicts the next label. ``ids`` and ``labels`` [rows, tokens];
+    further ``inputs`` are the decoder's.
 
     Only for a model that ``can_be_chunked``.
     """
-    hidden = model.get_decoder()(input_ids=ids).last_hidden_state
+    hidden = model.get_decoder()(input_ids=ids, **inputs).last_hidden_state
     weight = model.get_output_embeddings().weight
     return chunked_cross_entropy(hidden[:, :-1].flatten(0, 1), weight, labels[:, 1:].flatten(), count)
 

@@ -73,7 +73,13 @@ def load_student(recipe: Recipe, tokenizer: Any, start: Path | None = None) -> A
         raise ValueError("student.keep_layers: which layers these are has not been measured")
     if settings.layers is not None:
         keep_layers(model, settings.layers)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    known, own = model.get_input_embeddings().num_embeddings, len(tokenizer) - recipe.composing.separator_as_token
+    if own > known:
+        raise BrdError(
+            f"student.model: {recipe.student.model} has a tokenizer of {own} tokens and an embedding of {known}; "
+            "save the model with the tokenizer that it was trained with"
+        )
+    if len(tokenizer) > known:
         torch.manual_seed(recipe.seed)
         model.resize_token_embeddings(len(tokenizer))
     return model

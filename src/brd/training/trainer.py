@@ -17,6 +17,14 @@ from brd.composing.packing import TokenRows
 from brd.errors import BrdError
 from brd.recipe import Recipe
 from brd.training import lora
+from brd.training.documents import (
+    Apart,
+    check_tokenizer,
+    check_vocabulary,
+    row_inputs,
+    trained_tokens,
+    what_keeps_apart,
+)
 from brd.training.loss import can_be_chunked, chunked_causal_loss
 from brd.training.memory import give_back_freed_memory, keep_freed_memory
 from brd.training.student import compile_layers, load_student
@@ -37,15 +45,14 @@ def row_order(rows: int, total: int, seed: int) -> list[int]:
 
 
 class _Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    def __init__(self, rows: TokenRows, order: list[int]) -> None:
-        self._rows, self._order = rows, order
+    def __init__(self, rows: TokenRows, order: list[int], apart: Apart | None = None) -> None:
+        self._rows, self._order, self._apart = rows, order, apart
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        ids = torch.from_numpy(self._rows[self._order[index]])
-        return {"input_ids": ids, "labels": ids}
+        return row_inputs(self._rows, self._order[index], self._apart)
 
 
 def train(
@@ -77,11 +84,14 @@ def train(
     keep_freed_memory()
     settings = recipe.training
     rows = TokenRows(tokens)
+    check_tokenizer(rows, tokens, tokenizer)
     set_seed(recipe.seed)
     model = load_student(recipe, tokenizer, start)
     if recipe.student.lora is not None:
         model = lora.adapt(model, recipe.student.lora)
     _check_window(model, rows.meta["row_tokens"])
+    check_vocabulary(rows, tokens, model)
+    apart = what_keeps_apart(model) if settings.attention == "document" else None
     device, dtype = hardware.device(), hardware.choose_dtype(settings.dtype)
     checkpoints = folder.with_name(folder.name + ".checkpoints")
     _keep_only(checkpoints, mark)
@@ -143,12 +153,14 @@ def train(
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             # accelerate's autocast is in the forward of the whole model, which is not called here.
             with self.accelerator.autocast():
-                return chunked_causal_loss(model, inputs["input_ids"], inputs["labels"], num_items_in_batch)
+                rest = {name: value for name, value in inputs.items() if name not in ("input_ids", "labels")}
+                return chunked_causal_loss(model, inputs["input_ids"], inputs["labels"], num_items_in_batch, **rest)
 
+    order = row_order(len(rows), steps * settings.rows_per_step, recipe.seed)
     trainer = ChunkedTrainer(
         model=model,
         args=arguments,
-        train_dataset=_Rows(rows, row_order(len(rows), steps * settings.rows_per_step, recipe.seed)),
+        train_dataset=_Rows(rows, order, apart),
         callbacks=[Log()],
     )
     # It prints every log line; progress is shown by the caller.
@@ -171,11 +183,12 @@ def train(
     total = trained * settings.rows_per_step
     return {
         "steps": trained,
-        "trained_tokens": total * rows.meta["row_tokens"],
+        "trained_tokens": trained_tokens(rows, order[:total]),
         "passes": round(rows.meta["passes"] * total / len(rows), 4),
         "losses": losses,
         "dtype": hardware.dtype_name(dtype),
         "loss": "chunked" if chunked else "model",
+        **({"apart": apart} if apart else {}),
         "parameters": parameters,
     }
 
