@@ -70,10 +70,15 @@ def demo(out: Out = None, set_: Set = None, fresh: Fresh = False) -> None:
 
 
 def _run(name: str, out: Path | None, overrides: list[str] | None, fresh: bool, last: str) -> None:
-    with _pipeline(name, out, overrides, fresh) as pipeline:
-        pipeline.up_to(last)
-        if last == "report":
-            _finish(pipeline)
+    from brd.training import launch
+
+    with launch.together() as ours:
+        if not ours:
+            return
+        with _pipeline(name, out, overrides, fresh) as pipeline:
+            pipeline.up_to(last)
+            if last == "report":
+                _finish(pipeline)
 
 
 def _finish(pipeline: "Pipeline") -> None:
@@ -119,8 +124,13 @@ def report(recipe: RecipeName, out: Out = None, set_: Set = None) -> None:
 
 
 def _step(name: str, recipe: str, out: Path | None, overrides: list[str] | None) -> None:
-    with _pipeline(recipe, out, overrides, False) as pipeline:
-        getattr(pipeline, name)()
+    from brd.training import launch
+
+    with launch.together() as ours:
+        if not ours:
+            return
+        with _pipeline(recipe, out, overrides, False) as pipeline:
+            getattr(pipeline, name)()
 
 
 @app.command()

@@ -72,7 +72,7 @@ def seeds(recipe: "Recipe") -> dict[str, list[str]]:
 
 
 # Other names of a run folder's.
-_RESERVED = ("healed", "healing", "layers", "teacher")
+_RESERVED = ("healed", "healing", "held_out", "layers", "teacher")
 # What an arm may change alone; everything else is the run's.
 _ARMS_OWN = ("composing.", "training.")
 _RUNS_OWN = ("composing.row_tokens", "composing.packing", "composing.separator", "composing.separator_as_token")

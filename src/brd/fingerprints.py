@@ -70,8 +70,7 @@ class Fingerprints:
         start = [self.heal()] if recipe.healing else self._start()
         if arm_of(self._recipe, arm).data == "none":
             return fingerprint("start", start, self._recipe.seed if recipe.composing.separator_as_token else None)
-        unsaid = {"attention"} if recipe.training.attention == "row" else set()
-        training = recipe.training.model_dump(exclude={"save_steps", *unsaid})
+        training = recipe.training.deciding()
         lora = [recipe.student.lora.model_dump()] if recipe.student.lora else []
         return fingerprint("train", start, self.compose(arm), self.compose(REFERENCE), training, recipe.seed, *lora)
 

@@ -1,5 +1,6 @@
 """The road of the data: read, compose, train, evaluate, report. A step runs only when what it rests on changed."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from brd.experiment import arm as arm_of
 from brd.fingerprints import Fingerprints
 from brd.recipe import Recipe, changed
 from brd.recipe_corpus import open_corpus
-from brd.run import RunFolder, provenance, read_json, write_json
+from brd.run import RunFolder, fingerprint, provenance, read_json, write_json
 from brd.students import describe, set_aside_card
 from brd.summary import evaluation_line, reading_lines
 from brd.text.corpus import Corpus
@@ -210,11 +211,12 @@ class Pipeline:
         folder = self.run.path / "composed" / "layers"
 
         def work() -> dict[str, Any]:
-            from brd.composing.compose import compose_held_out
+            from brd.composing.compose import compose_held_out, held_out_texts
             from brd.training.student import student_tokenizer
 
             with open_corpus(self.recipe) as corpus:
-                return compose_held_out(self.recipe, student_tokenizer(self.recipe), folder, corpus)
+                texts = held_out_texts(self.recipe, corpus)
+                return compose_held_out(self.recipe, texts, student_tokenizer(self.recipe), folder)
 
         self.run.do("compose.layers", self.layers_print(), [folder], work, self.console.say)
 
@@ -270,8 +272,9 @@ class Pipeline:
 
             def work(arm: str = arm, folder: Path = folder) -> dict[str, Any]:
                 from brd.composing.compose import steps_for
+                from brd.training import launch
                 from brd.training.student import load_student, student_tokenizer
-                from brd.training.trainer import save, train
+                from brd.training.trainer import save
 
                 set_aside_card(folder)
                 recipe = self._cut(self.arm_recipe(arm))
@@ -281,12 +284,29 @@ class Pipeline:
                     save(load_student(recipe, tokenizer, start), tokenizer, folder)
                     return {"steps": 0, "trained_tokens": 0, "passes": 0.0, "losses": []}
                 steps = steps_for(self._rows(), recipe)
-                on_step = self._on_step(arm, steps)
-                source, mark = self.run.path / "composed" / arm, self.train_print(arm)
-                return train(recipe, source, steps, tokenizer, folder, on_step, start=start, mark=mark)
+                task = {
+                    "recipe": recipe,
+                    "tokens": self.run.path / "composed" / arm,
+                    "steps": steps,
+                    "tokenizer": tokenizer,
+                    "folder": folder,
+                    "start": start,
+                    "mark": self.train_print(arm),
+                    "held_out": self._held_out(recipe, tokenizer),
+                    "keep_checkpoints": True,
+                }
+                told = {
+                    "on_step": lambda step, loss: self._on_step(arm, steps, step, loss),
+                    "on_held_out": lambda step, loss: self._log_training(arm, step, held_out_loss=loss),
+                }
+                result: dict[str, Any] = launch.run(
+                    recipe.training, "brd.training.trainer:train", task, told, folder.with_name(f"{arm}.process")
+                )
+                return result
 
             manifest = self.run.do(f"train.{arm}", self.train_print(arm), [folder], work, self.console.say)
             describe(self, arm)
+            shutil.rmtree(folder.with_name(f"{arm}.checkpoints"), ignore_errors=True)
             if self.about(arm).data != "none":
                 result = manifest["result"]
                 dtypes[arm] = result["dtype"]
@@ -301,12 +321,29 @@ class Pipeline:
         if _apart(tokens) > (SAME_TOKENS if best_fit else 0):
             raise BrdError(f"the arms trained on different numbers of tokens: {tokens}; please report this as a bug")
 
-    def _on_step(self, name: str, steps: int) -> Any:
-        def on_step(step: int, loss: float) -> None:
-            self.run.log({"step": "train", "arm": name, "train_step": step, "loss": loss})
-            self.console.progress(f"train {name}", step, steps, f"loss {loss:.3f}")
+    def _on_step(self, name: str, steps: int, step: int, loss: float) -> None:
+        self._log_training(name, step, loss=loss)
+        self.console.progress(f"train {name}", step, steps, f"loss {loss:.3f}")
 
-        return on_step
+    def _log_training(self, name: str, step: int, **figures: float) -> None:
+        self.run.log({"step": "train", "arm": name, "train_step": step, **figures})
+
+    def _held_out(self, recipe: Recipe, tokenizer: Any) -> Path | None:
+        """The token file of held-out text where training looks at its loss."""
+        if not recipe.training.evaluate_steps:
+            return None
+        folder = self.run.path / "composed" / "held_out"
+
+        def work() -> dict[str, Any]:
+            from brd.composing.compose import compose_held_out
+            from brd.reading.chosen import iter_paragraphs
+
+            texts = (p.text for p in iter_paragraphs(self.readings_folder) if p.held_out)
+            return compose_held_out(recipe, texts, tokenizer, folder)
+
+        wanted = fingerprint("held_out", self.compose_print(REFERENCE))
+        self.run.do("compose.held_out", wanted, [folder], work, self.console.say)
+        return folder
 
     def _cut(self, recipe: Recipe) -> Recipe:
         """With the layers that were chosen by measuring, the same for all arms."""
@@ -332,15 +369,25 @@ class Pipeline:
         folder = self.student(HEALED)
 
         def work() -> dict[str, Any]:
-            from brd.training.healing import heal
+            from brd.training import launch
             from brd.training.student import student_tokenizer
 
-            tokenizer = student_tokenizer(self.recipe)
-            tokens = self.run.path / "composed" / "healing"
-            mark = self.heal_print()
-            return heal(
-                self._cut(self.recipe), tokens, tokenizer, folder, mark, lambda steps: self._on_step(HEALED, steps)
+            task = {
+                "recipe": self._cut(self.recipe),
+                "tokens": self.run.path / "composed" / "healing",
+                "tokenizer": student_tokenizer(self.recipe),
+                "folder": folder,
+                "mark": self.heal_print(),
+            }
+            told = {"on_step": lambda steps, step, loss: self._on_step(HEALED, steps, step, loss)}
+            result: dict[str, Any] = launch.run(
+                self.recipe.training,
+                "brd.training.healing:heal",
+                task,
+                told,
+                folder.with_name(f"{HEALED}.process"),
             )
+            return result
 
         manifest = self.run.do("train.healed", self.heal_print(), [folder], work, self.console.say)
         result = manifest["result"]

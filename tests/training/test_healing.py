@@ -35,7 +35,7 @@ def weights(folder: Path) -> Any:
 
 
 def run(loaded: recipe.Recipe, tokens: Path, folder: Path, mark: str = "one") -> dict[str, Any]:
-    return heal(loaded, tokens, student_tokenizer(loaded), folder, mark, lambda steps: lambda step, loss: None)
+    return heal(loaded, tokens, student_tokenizer(loaded), folder, mark)
 
 
 def test_it_ends_when_the_loss_stands_still_or_the_tokens_do(

@@ -306,3 +306,25 @@ def test_checkpoints_of_another_training_are_not_gone_on_with(small: Any, tokens
     steps: list[int] = []
     train(loaded, tokens, 4, tokenizer, tmp_path / "a", lambda step, _: steps.append(step), mark="another")
     assert steps == [1, 2, 3, 4]
+
+
+def test_another_objective_is_what_is_lowered(small: Any, tokens: Path, tmp_path: Path) -> None:
+    loaded = small("training.rows_per_step=4", "training.micro_rows=2")
+    tokenizer = student_tokenizer(loaded)
+    counts: list[int] = []
+
+    class Half:
+        name = "half"
+
+        def __call__(self, model: Any, batch: Any, count: torch.Tensor) -> torch.Tensor:
+            counts.append(int(count))
+            logits = model(input_ids=batch["input_ids"]).logits[:, :-1].flatten(0, 1)
+            return torch.nn.functional.cross_entropy(logits, batch["labels"][:, 1:].flatten(), reduction="sum") / (
+                2 * count
+            )
+
+    half = train(loaded, tokens, 2, tokenizer, tmp_path / "half", objective=Half())
+    whole = train(loaded, tokens, 2, tokenizer, tmp_path / "whole")
+    assert half["loss"] == "half"
+    assert counts == [4 * 63] * 4
+    assert 2 * half["losses"][0][1] == pytest.approx(whole["losses"][0][1], abs=2e-4)

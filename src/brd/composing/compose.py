@@ -131,14 +131,18 @@ def compose_healing(recipe: Recipe, tokenizer: Any, folder: Path, corpus: Corpus
                 f"{settings.cooling_tokens} tokens); raise the share or lower the tokens"
             )
         found[name] = meta["tokens"]
-    found["watched"] = compose_held_out(recipe, tokenizer, folder / "watched", corpus)["tokens"]
+    found["watched"] = compose_held_out(recipe, held_out_texts(recipe, corpus), tokenizer, folder / "watched")["tokens"]
     return found
 
 
-def compose_held_out(recipe: Recipe, tokenizer: Any, folder: Path, corpus: Corpus) -> dict[str, Any]:
-    """A token file of ``WATCHED_ROWS`` rows of the corpus' held-out part, which no arm trains on."""
-    texts = (p.text for p in corpus if part_of(p.document, recipe.text) == "held_out")
+def compose_held_out(recipe: Recipe, texts: Iterable[str], tokenizer: Any, folder: Path) -> dict[str, Any]:
+    """A token file of ``WATCHED_ROWS`` rows of held-out original text, which no arm trains on."""
     return _pack_text(recipe, texts, tokenizer, folder, WATCHED_ROWS, packing="stream")
+
+
+def held_out_texts(recipe: Recipe, corpus: Corpus) -> Iterator[str]:
+    """The paragraphs of the corpus' held-out part."""
+    return (p.text for p in corpus if part_of(p.document, recipe.text) == "held_out")
 
 
 def compose(

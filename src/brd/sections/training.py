@@ -7,6 +7,19 @@ from pydantic import Field, field_validator, model_validator
 from brd.embedded import MODEL_NAME
 from brd.sections.section import Dtype, Positive, Section, Share
 
+# Keys of ``Training`` that change how it is done, not what comes out.
+RESULT_FREE = {
+    "save_steps",
+    "activation_checkpointing",
+    "parallel",
+    "processes",
+    "evaluate_steps",
+    "divergence",
+    "report_to",
+}
+# Keys that did not exist in earlier versions.
+LATER = {"attention"}
+
 
 class Lora(Section):
     """Low-rank adapters in the student's linear layers, which alone are trained (package peft).
@@ -68,6 +81,10 @@ class Training(Section):
 
     ``attention``: a token sees the ``row`` before it, or only its own ``document``.
     ``compile`` has torch compile the layers first, which takes a C++ compiler and some seconds.
+    ``activation_checkpointing`` keeps a layer's input only and computes the rest anew for the gradients. ``processes``
+    (``auto``: one for each accelerator) train together, by ``parallel``: ``ddp`` holds all weights in each, ``fsdp``
+    shards them; ``none`` is one process. ``divergence`` stops a training whose loss is so many times its median for
+    10 steps in a row (null: never). ``evaluate_steps`` is how often the loss on held-out text is taken (0: never).
     """
 
     epochs: Annotated[float, Field(gt=0, le=1000)] = 1.0
@@ -81,6 +98,18 @@ class Training(Section):
     dtype: Dtype = "auto"
     compile: bool = False
     save_steps: Positive = 100
+    activation_checkpointing: bool = False
+    parallel: Literal["none", "ddp", "fsdp"] = "ddp"
+    processes: Literal["auto"] | Positive = "auto"
+    evaluate_steps: Annotated[int, Field(ge=0)] = 0
+    divergence: Annotated[float, Field(ge=1.2)] | None = 2.0
+    report_to: Literal["none", "trackio", "wandb", "tensorboard"] = "none"
+
+    def deciding(self) -> dict[str, Any]:
+        """The keys that a result rests on. One that came later stands there only where it is not at its default, so
+        that what was trained before it is still current."""
+        later = {key for key in LATER if getattr(self, key) == type(self).model_fields[key].default}
+        return self.model_dump(exclude=RESULT_FREE | later)
 
     @field_validator("micro_rows")
     @classmethod

@@ -6,6 +6,7 @@ would be credited with that repair. Not in the paper, whose student is an undama
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from brd import hardware
 from brd.composing.packing import TokenRows
 from brd.recipe import Recipe, changed
 from brd.run import read_json, write_json
+from brd.training import processes
 from brd.training.student import load_student
 from brd.training.trainer import train
 
@@ -28,38 +30,53 @@ def heal(
     tokenizer: Any,
     folder: Path,
     mark: str,
-    on_step: Callable[[int], Callable[[int, float], None]],
+    on_step: Callable[[int, int, float], None] | None = None,
 ) -> dict[str, Any]:
     """Train the recipe's student on ``tokens`` (see ``compose_healing``) and save it in ``folder``.
 
     ``mark`` names all that the result rests on: an interrupted call of the same mark is gone on with, what another one
-    left is thrown away. ``on_step(steps)`` gives what is told (step, loss). Returns the ``curve``, its last point after
+    left is thrown away. ``on_step`` is told (steps in all, step, loss). Where several processes train, all call this.
+    Returns the ``curve``, its last point after
     cooling, whether the loss ``stands_still``, and what was trained.
     """
     assert recipe.healing is not None
-    # What is repaired is the student itself, not an adapter of an arm; its text is a stream whatever the lessons are, and
-    # its loss is watched by whole rows.
+    # What is repaired is the student itself, not an adapter of an arm. Its text is a stream whatever the lessons are,
+    # and its loss is watched by whole rows.
     rate = {
         "training.learning_rate": recipe.healing.learning_rate,
         "training.attention": "row",
         "student.lora": None,
     }
     work = folder.with_name(folder.name + ".work")
-    if not (work / "mark.json").exists() or read_json(work / "mark.json") != mark:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        write_json(work / "mark.json", mark)
-    if not (work / "heated.json").exists():
-        write_json(work / "heated.json", _heat(changed(recipe, rate), tokens, tokenizer, work, on_step))
-    heated = read_json(work / "heated.json")
+
+    def heated_before() -> Any:
+        if not (work / "mark.json").exists() or read_json(work / "mark.json") != mark:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            write_json(work / "mark.json", mark)
+        return read_json(work / "heated.json")
+
+    heated = processes.from_main(heated_before)
+    if heated is None:
+        heated = _heat(changed(recipe, rate), tokens, tokenizer, work, on_step)
+        if processes.is_main():
+            write_json(work / "heated.json", heated)
     steps = _steps(tokens / "cooling", recipe)
     falling = changed(recipe, {**rate, "training.warmup": 0.0, "training.schedule": "linear"})
     last = train(
-        falling, tokens / "cooling", steps, tokenizer, folder, on_step(steps), start=work / "heated", mark=mark
+        falling,
+        tokens / "cooling",
+        steps,
+        tokenizer,
+        folder,
+        partial(on_step, steps) if on_step else None,
+        start=work / "heated",
+        mark=mark,
     )
     trained = heated["trained_tokens"] + last["trained_tokens"]
     loss = _watched_loss(recipe, tokens, load_student(recipe, tokenizer, folder))
-    shutil.rmtree(work)
+    if processes.is_main():
+        shutil.rmtree(work)
     return {
         "curve": [(n, round(loss, 4)) for n, loss in [*heated["curve"], (trained, loss)]],
         "stands_still": heated["stands_still"],
@@ -70,16 +87,22 @@ def heal(
 
 
 def _heat(
-    recipe: Recipe, tokens: Path, tokenizer: Any, work: Path, on_step: Callable[[int], Callable[[int, float], None]]
+    recipe: Recipe, tokens: Path, tokenizer: Any, work: Path, on_step: Callable[[int, int, float], None] | None
 ) -> dict[str, Any]:
     """The constant rate, until the loss stands still or the tokens are used up."""
     assert recipe.healing is not None
     settings, record = recipe.healing, work / "curve.json"
     step_tokens = recipe.composing.row_tokens * recipe.training.rows_per_step
-    curve: Curve = [(int(n), float(loss)) for n, loss in read_json(record)] if record.exists() else []
+    seen = processes.from_main(lambda: read_json(record) or [])
+    curve: Curve = [(int(n), float(loss)) for n, loss in seen]
+
+    def note(trained: int, loss: float) -> None:
+        curve.append((trained, loss))
+        if processes.is_main():
+            write_json(record, curve)
+
     if not curve:
-        curve.append((0, _watched_loss(recipe, tokens, load_student(recipe, tokenizer))))
-        write_json(record, curve)
+        note(0, _watched_loss(recipe, tokens, load_student(recipe, tokenizer)))
 
     def stands_still() -> bool:
         # Two looks at least: the first period warms up.
@@ -88,8 +111,7 @@ def _heat(
     def watch(model: Any, step: int) -> bool:
         # A step that is shown again after an interruption replaces what was seen before.
         curve[:] = [point for point in curve if point[0] < step * step_tokens]
-        curve.append((step * step_tokens, _watched_loss(recipe, tokens, model)))
-        write_json(record, curve)
+        note(step * step_tokens, _watched_loss(recipe, tokens, model))
         return stands_still()
 
     every = max(1, settings.check_tokens // step_tokens)
@@ -97,7 +119,14 @@ def _heat(
     steps = max(1, _steps(tokens / "heating", recipe) // every) * every
     constant = changed(recipe, {"training.warmup": 0.05, "training.schedule": "constant"})
     found = train(
-        constant, tokens / "heating", steps, tokenizer, work / "heated", on_step(steps), watch=watch, watch_steps=every
+        constant,
+        tokens / "heating",
+        steps,
+        tokenizer,
+        work / "heated",
+        partial(on_step, steps) if on_step else None,
+        watch=watch,
+        watch_steps=every,
     )
     return {
         "curve": curve,
@@ -116,7 +145,7 @@ def _watched_loss(recipe: Recipe, tokens: Path, model: Any) -> float:
     """Mean loss per token over the watched rows, in the dtype of training."""
     rows, total = TokenRows(tokens / "watched"), 0.0
     model = model.to(hardware.device()).eval()
-    dtype = hardware.choose_dtype(recipe.training.dtype)
+    dtype = processes.from_main(lambda: hardware.choose_dtype(recipe.training.dtype))
     for number in range(len(rows)):
         ids = torch.from_numpy(rows[number])[None].to(model.device)
         with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):

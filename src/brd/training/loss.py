@@ -6,6 +6,7 @@ batch's. After Liger Kernel's fused linear cross-entropy (Hsu et al. 2024, arXiv
 (Wijmans et al. 2024, arXiv:2411.09009), in plain PyTorch.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -85,6 +86,23 @@ def chunked_cross_entropy(
     return result
 
 
+def in_head(
+    model: Any, hidden: torch.Tensor, use: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """``use(hidden, weight)`` of the output embedding's weight [V, H], in the place of its product.
+
+    Taken as the forward pass of the output embedding, since where weights are sharded it is a module's call that
+    gathers them, and its end that lets them go.
+    """
+    head = model.get_output_embeddings()
+    head.forward = lambda states: use(states, head.weight)
+    try:
+        result: torch.Tensor = head(hidden)
+    finally:
+        del head.forward
+    return result
+
+
 def chunked_causal_loss(
     model: Any, ids: torch.Tensor, labels: torch.Tensor, count: torch.Tensor | int | None = None, **inputs: torch.Tensor
 ) -> torch.Tensor:
@@ -94,8 +112,12 @@ def chunked_causal_loss(
     Only for a model that ``can_be_chunked``.
     """
     hidden = model.get_decoder()(input_ids=ids, **inputs).last_hidden_state
-    weight = model.get_output_embeddings().weight
-    return chunked_cross_entropy(hidden[:, :-1].flatten(0, 1), weight, labels[:, 1:].flatten(), count)
+    targets = labels[:, 1:].flatten()
+    return in_head(
+        model,
+        hidden[:, :-1].flatten(0, 1),
+        lambda states, weight: chunked_cross_entropy(states, weight, targets, count),
+    )
 
 
 @torch.no_grad()

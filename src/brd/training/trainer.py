@@ -2,10 +2,8 @@
 
 import json
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from brd import hardware
 from brd.composing.packing import TokenRows
 from brd.errors import BrdError
 from brd.recipe import Recipe
-from brd.training import lora
+from brd.training import checkpoints, lora, processes
 from brd.training.documents import (
     Apart,
     check_tokenizer,
@@ -25,12 +23,10 @@ from brd.training.documents import (
     trained_tokens,
     what_keeps_apart,
 )
-from brd.training.loss import can_be_chunked, chunked_causal_loss
+from brd.training.loss import can_be_chunked
 from brd.training.memory import give_back_freed_memory, keep_freed_memory
+from brd.training.objective import ChunkedLoss, ModelLoss, Objective, put_inside, take_out
 from brd.training.student import compile_layers, load_student
-
-# The key of the line that ``watch``'s ending leaves in the Trainer's log, which is a part of every checkpoint.
-_WATCHED_END = "ended_by_watch"
 
 # Of the first row, to find out what the model's loss is.
 _EXAMPLE_TOKENS = 16
@@ -66,6 +62,10 @@ def train(
     watch: Callable[[Any, int], bool] | None = None,
     watch_steps: int = 0,
     mark: str = "",
+    objective: Objective | None = None,
+    held_out: Path | None = None,
+    on_held_out: Callable[[int, float], None] | None = None,
+    keep_checkpoints: bool = False,
 ) -> dict[str, Any]:
     """Train the student on a token file for ``steps`` and save it as a Hugging Face folder.
 
@@ -73,47 +73,130 @@ def train(
     shown (model, step) every ``watch_steps`` steps, the model in eval mode without gradients; when it returns True,
     training ends with what is trained so far. Goes on from the last checkpoint when an earlier call of the same
     ``mark`` (of all that the result rests on) was interrupted; ``watch`` may then be shown a step again, but none after
-    the one it ended at.
-    Returns the steps and tokens really trained, the losses by step, the dtype, and whose loss it was: ``chunked`` (see
-    ``loss.py``) or the ``model``'s own. Raises BrdError when the loss diverges.
-    """
-    from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
-    from transformers.trainer_callback import PrinterCallback
-    from transformers.trainer_utils import get_last_checkpoint
+    the one it ended at. ``objective`` is what is lowered: cross-entropy of the next token unless given. Of the token
+    file ``held_out``, ``on_held_out`` is told (step, mean loss per token) every ``training.evaluate_steps``.
+    With ``keep_checkpoints`` the caller throws them away, once it has noted that the training is done.
 
-    keep_freed_memory()
+    Where several processes train, all call this; the main one writes, and is told.
+    Returns the steps and tokens really trained, the losses by step, the dtype, and the objective's name (``chunked``
+    or ``model`` for the two ways of the plain one, see ``objective.py``). Raises BrdError when the loss diverges.
+    """
+    from transformers import set_seed
+    from transformers.trainer_callback import PrinterCallback
+
+    from brd.training.callbacks import HeldOut, Interruption, Losses, Watch
+    from brd.training.loop import Loop
+
     settings = recipe.training
+    _check_reporter(settings.report_to)
+    keep_freed_memory()
     rows = TokenRows(tokens)
     check_tokenizer(rows, tokens, tokenizer)
     set_seed(recipe.seed)
-    model = load_student(recipe, tokenizer, start)
-    if recipe.student.lora is not None:
-        model = lora.adapt(model, recipe.student.lora)
+    model = _model(recipe, tokenizer, start)
     _check_window(model, rows.meta["row_tokens"])
     check_vocabulary(rows, tokens, model)
     apart = what_keeps_apart(model) if settings.attention == "document" else None
-    device, dtype = hardware.device(), hardware.choose_dtype(settings.dtype)
-    checkpoints = folder.with_name(folder.name + ".checkpoints")
-    _keep_only(checkpoints, mark)
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    # What is fast is measured, and must be one answer.
+    dtype = processes.from_main(lambda: hardware.choose_dtype(settings.dtype))
+    kept = folder.with_name(folder.name + ".checkpoints")
+    last = processes.from_main(lambda: _claim(kept, mark, recipe, tokens, steps))
     # Where an earlier call was ended by ``watch`` but not saved, its end is ours: the checkpoint is then complete.
-    steps = (_watched_end(Path(last)) if last else None) or steps
+    steps = (_watched_end(last) if last else None) or steps
+    arguments = _arguments(recipe, steps, kept, dtype)
+    example = torch.from_numpy(rows[0])[None, :_EXAMPLE_TOKENS]
+    # float16 needs gradients made from the scaled loss.
+    plain = ChunkedLoss() if dtype != torch.float16 and can_be_chunked(model, example) else ModelLoss()
+    objective = objective or plain
+    # Nothing is generated, and each layer's write to the cache would be compiled anew.
+    use_cache, model.config.use_cache = model.config.use_cache, False
+    if settings.compile:
+        compile_layers(model)
+    put_inside(model)
+    interruption = Interruption()
+    order = row_order(len(rows), steps * settings.rows_per_step, recipe.seed)
+    trainer = Loop(
+        objective,
+        interruption,
+        model=model,
+        args=arguments,
+        train_dataset=_Rows(rows, order, apart),
+        callbacks=[Losses(settings.learning_rate, settings.divergence, on_step)],
+    )
+    # It prints every log line; progress is shown by the caller.
+    trainer.remove_callback(PrinterCallback)
+    if watch is not None and watch_steps > 0:
+        trainer.add_callback(Watch(watch, watch_steps))
+    if held_out is not None and settings.evaluate_steps:
+        trainer.add_callback(HeldOut(TokenRows(held_out), settings.evaluate_steps, plain, on_held_out))
+    if settings.report_to == "tensorboard" and processes.is_main():
+        trainer.add_callback(_tensorboard(folder.parent.parent / "tensorboard" / folder.name))
+    with interruption.listening():
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    trained = trainer.state.global_step
+    if interruption.agreed and trained < steps:
+        raise KeyboardInterrupt
+    losses = [(e["step"], round(float(e["loss"]), 4)) for e in trainer.state.log_history if "loss" in e]
+    take_out(model)
+    model.config.use_cache = use_cache
+    parameters = model.num_parameters()
+    whole = checkpoints.whole_weights(model)
+    if whole is not None and processes.is_main():
+        # The wrapped model holds parts only.
+        model = _model(recipe, tokenizer, start)
+        checkpoints.fill(model, whole)
+    processes.from_main(partial(save, model, tokenizer, folder))
+    if processes.is_main() and not keep_checkpoints:
+        shutil.rmtree(kept, ignore_errors=True)
+    del trainer, model
+    give_back_freed_memory()
+    total = trained * settings.rows_per_step
+    return {
+        "steps": trained,
+        "trained_tokens": trained_tokens(rows, order[:total]),
+        "passes": round(rows.meta["passes"] * total / len(rows), 4),
+        "losses": losses,
+        "dtype": hardware.dtype_name(dtype),
+        "loss": objective.name,
+        **({"apart": apart} if apart else {}),
+        "parameters": parameters,
+    }
 
-    class Log(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs:
-                if not np.isfinite(logs["loss"]):
-                    raise BrdError(
-                        f"training: the loss is {logs['loss']} at step {state.global_step}; "
-                        f"lower training.learning_rate ({settings.learning_rate}); checkpoints are kept"
-                    )
-                if on_step:
-                    on_step(state.global_step, logs["loss"])
 
+def _model(recipe: Recipe, tokenizer: Any, start: Path | None) -> Any:
+    """The student, with adapters where these are what is trained."""
+    model = load_student(recipe, tokenizer, start)
+    return model if recipe.student.lora is None else lora.adapt(model, recipe.student.lora)
+
+
+def _claim(kept: Path, mark: str, recipe: Recipe, tokens: Path, steps: int) -> Path | None:
+    """The checkpoint to go on from."""
+    about = {f"training.{key}": value for key, value in recipe.training.deciding().items()}
+    about |= {"student.model": recipe.student.model, "seed": recipe.seed, "steps": steps, "tokens": tokens.name}
+    checkpoints.claim(kept, mark, about)
+    return checkpoints.last(kept)
+
+
+def _arguments(recipe: Recipe, steps: int, kept: Path, dtype: torch.dtype) -> Any:
+    """What the Trainer is to do, by these processes."""
+    from transformers import TrainingArguments
+
+    settings, device = recipe.training, hardware.device()
+    count = processes.count()
+    if settings.rows_per_step % count:
+        raise BrdError(
+            f"training.rows_per_step: {settings.rows_per_step} rows cannot be dealt to {count} processes evenly; "
+            f"set a multiple of {count}, or training.processes to a divisor of {settings.rows_per_step}"
+        )
+    share = settings.rows_per_step // count
+    rows = next(n for n in range(min(share, settings.micro_rows), 0, -1) if share % n == 0)
+    sharded = settings.parallel == "fsdp" and count > 1
+    # Under FSDP2 layers are checkpointed by accelerate, before they are sharded.
+    recomputed = settings.activation_checkpointing
     arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        per_device_train_batch_size=settings.micro_rows,
-        gradient_accumulation_steps=settings.rows_per_step // settings.micro_rows,
+        output_dir=str(kept),
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=share // rows,
         max_steps=steps,
         learning_rate=settings.learning_rate,
         # The library's own "constant" leaves out the warmup.
@@ -126,151 +209,73 @@ def train(
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=settings.save_steps,
-        save_total_limit=1,
         use_cpu=device.type == "cpu",
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
-        report_to="none",
+        activation_checkpointing=recomputed and not sharded,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        fsdp=sharded or None,
+        fsdp_config={"version": 2, "reshard_after_forward": True, "activation_checkpointing": recomputed}
+        if sharded
+        else None,
+        ddp_find_unused_parameters=False,
+        # TensorBoard's own would write into the folder of the checkpoints.
+        report_to=settings.report_to if settings.report_to != "tensorboard" else "none",
+        project=recipe.name,
+        run_name=f"{recipe.name}-{kept.name.removesuffix('.checkpoints')}",
         disable_tqdm=True,
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=False,
         seed=recipe.seed,
     )
-    # float16 needs gradients made from the scaled loss, and a model wrapped for several devices its own forward.
-    one_device = arguments.n_gpu <= 1 and arguments.world_size == 1
-    example = torch.from_numpy(rows[0])[None, :_EXAMPLE_TOKENS]
-    chunked = dtype != torch.float16 and one_device and can_be_chunked(model, example)
-    # Nothing is generated, and each layer's write to the cache would be compiled anew.
-    use_cache, model.config.use_cache = model.config.use_cache, False
-    if settings.compile:
-        compile_layers(model)
-
-    class ChunkedTrainer(Trainer):
-        def compute_loss(
-            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
-            if not chunked or return_outputs:
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            # accelerate's autocast is in the forward of the whole model, which is not called here.
-            with self.accelerator.autocast():
-                rest = {name: value for name, value in inputs.items() if name not in ("input_ids", "labels")}
-                return chunked_causal_loss(model, inputs["input_ids"], inputs["labels"], num_items_in_batch, **rest)
-
-    order = row_order(len(rows), steps * settings.rows_per_step, recipe.seed)
-    trainer = ChunkedTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=_Rows(rows, order, apart),
-        callbacks=[Log()],
-    )
-    # It prints every log line; progress is shown by the caller.
-    trainer.remove_callback(PrinterCallback)
-    if watch is not None and watch_steps > 0:
-        trainer.add_callback(_watching(watch, watch_steps))
-    with _interruptible() as interrupt:
-        trainer.add_callback(interrupt.callback())
-        trainer.train(resume_from_checkpoint=last)
-    trained = trainer.state.global_step
-    if interrupt.asked and trained < steps:
-        raise KeyboardInterrupt
-    losses = [(e["step"], round(float(e["loss"]), 4)) for e in trainer.state.log_history if "loss" in e]
-    model.config.use_cache = use_cache
-    save(model, tokenizer, folder)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    parameters = model.num_parameters()
-    del trainer, model
-    give_back_freed_memory()
-    total = trained * settings.rows_per_step
-    return {
-        "steps": trained,
-        "trained_tokens": trained_tokens(rows, order[:total]),
-        "passes": round(rows.meta["passes"] * total / len(rows), 4),
-        "losses": losses,
-        "dtype": hardware.dtype_name(dtype),
-        "loss": "chunked" if chunked else "model",
-        **({"apart": apart} if apart else {}),
-        "parameters": parameters,
-    }
+    if count == 1 and arguments.n_gpu > 1:
+        # One process, one device: the Trainer would take them all, by threads.
+        arguments._n_gpu = 1
+    return arguments
 
 
-def _keep_only(checkpoints: Path, mark: str) -> None:
-    """Throw away the checkpoints of a training that was another one."""
-    file = checkpoints / "mark"
-    if checkpoints.is_dir() and (not file.exists() or file.read_text(encoding="utf-8") != mark):
-        shutil.rmtree(checkpoints)
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    file.write_text(mark, encoding="utf-8")
+def _check_reporter(name: str) -> None:
+    """BrdError where the package that losses are to be reported to is not there."""
+    from importlib.util import find_spec
+
+    if name != "none" and not find_spec(name):
+        raise BrdError(f"training.report_to: {name} is not installed; `pip install {name}`, or set it to none")
 
 
-def _watching(watch: Callable[[Any, int], bool], every: int) -> Any:
-    from transformers import TrainerCallback
+def _tensorboard(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
 
-    class Watch(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-            if state.global_step % every:
-                return
-            training = model.training
-            model.eval()
-            with torch.no_grad():
-                end = watch(model, state.global_step)
-            model.train(training)
-            if end:
-                state.log_history.append({_WATCHED_END: state.global_step})
-                control.should_save = control.should_training_stop = True
-
-    return Watch()
+    return TensorBoardCallback(SummaryWriter(log_dir=str(folder)))  # type: ignore[no-untyped-call]
 
 
 def _watched_end(checkpoint: Path) -> int | None:
     """The step at which ``watch`` ended the training that this checkpoint is of."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return next((int(entry[_WATCHED_END]) for entry in state["log_history"] if _WATCHED_END in entry), None)
+    from brd.training.callbacks import WATCHED_END
 
-
-class _Interrupt:
-    """Ctrl-C during training: finish the step in hand, save a checkpoint, stop. A second Ctrl-C stops at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def ask(self, *_: Any) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def callback(self) -> Any:
-        from transformers import TrainerCallback
-
-        interrupt = self
-
-        class Stop(TrainerCallback):
-            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                if interrupt.asked:
-                    control.should_save = control.should_training_stop = True
-
-        return Stop()
-
-
-@contextmanager
-def _interruptible() -> Iterator[_Interrupt]:
-    interrupt = _Interrupt()
-    # Only the main thread may set handlers; elsewhere whoever runs the thread decides.
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, interrupt.ask) if main else None
-    try:
-        yield interrupt
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
+    state = json.loads((checkpoint / checkpoints.TRAINER_STATE).read_text(encoding="utf-8"))
+    return next((int(entry[WATCHED_END]) for entry in state["log_history"] if WATCHED_END in entry), None)
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a Hugging Face folder that is whole or absent; a model with adapters as the plain one it stands for."""
+    """Write a Hugging Face folder that is whole or absent; a model with adapters as the plain one it stands for.
+
+    Raises BrdError when the disk is full.
+    """
     scratch = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    model = lora.merged(model, scratch)
-    model.save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
+    try:
+        scratch.mkdir(parents=True)
+        lora.merged(model, scratch).save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+    except Exception as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not checkpoints.no_room(error):
+            raise
+        raise BrdError(
+            f"{folder}: the student could not be written (the disk is full); its checkpoint is kept: make room and run "
+            f"the same command again"
+        ) from None
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
 
