@@ -26,7 +26,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt install-torch.sh
 	$(PYTHON) -m venv $(VENV)
 	sh install-torch.sh $(BIN)/python constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[corpora,llamacpp,lm-eval,lora,ray,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[corpora,distill,llamacpp,lm-eval,lora,ray,dev]'
 	touch $@
 
 clean:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from brd import embedded
-from brd.composing.compose import compose_held_out
+from brd.composing.compose import compose_held_out, held_out_texts
 from brd.composing.packing import TokenRows
 from brd.recipe import load
 from brd.recipe_corpus import open_corpus
@@ -107,7 +107,7 @@ def gguf(threads: int) -> None:
 def cuts() -> None:
     recipe = load("demo")
     with tempfile.TemporaryDirectory() as scratch, open_corpus(recipe) as corpus:
-        compose_held_out(recipe, student_tokenizer(recipe), Path(scratch) / "rows", corpus)
+        compose_held_out(recipe, held_out_texts(recipe, corpus), student_tokenizer(recipe), Path(scratch) / "rows")
         rows = TokenRows(Path(scratch) / "rows")
         start = time.perf_counter()
         # The whole text of the part once: the rows repeat it.

@@ -1,11 +1,15 @@
-"""The arms of an experiment: each is a kind of training data and a named override of the recipe."""
+"""The arms of an experiment: each is a kind of training data and a named override of the recipe.
+
+``a+b`` is the arm ``b`` started from the student that ``a`` leaves, so that what BRD adds to another method is
+``a+brd`` against ``a``, and what any further training adds is ``a+further``. Chains may be longer.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from brd.errors import nearest
+from brd.errors import BrdError, nearest
 
 if TYPE_CHECKING:
     from brd.recipe import Recipe, Variant
@@ -19,11 +23,15 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """``data``: nothing (untrained), fresh original text, the original text that was read, or lessons with readings."""
+    """``data``: nothing (untrained), fresh original text, the original text that was read, or lessons with readings.
+
+    ``after`` is the arm whose student this one starts from, where that is not the one all arms start from.
+    """
 
     data: Data
     about: str
     overrides: dict[str, Any] = field(default_factory=dict)
+    after: str | None = None
 
 
 ARMS: dict[str, Arm] = {
@@ -37,6 +45,21 @@ ARMS: dict[str, Arm] = {
     "brd_shuffled": Arm(
         "lessons", "brd with each reading given to another sentence", {"composing.shuffle_readings": True}
     ),
+    "kd": Arm(
+        "original",
+        "trained on as many tokens of original text towards the teacher's distributions (the paper's SKD)",
+        {"training.objective": "kd"},
+    ),
+    "gkd": Arm(
+        "original",
+        "trained towards the teacher's distributions where it goes on with original text itself (GKD)",
+        {"training.objective": "gkd"},
+    ),
+    "minillm": Arm(
+        "original",
+        "trained to write what the teacher finds likely where it goes on with original text (MiniLLM)",
+        {"training.objective": "minillm"},
+    ),
 }
 
 _SEED = re.compile(r"(?P<name>.+)@(?P<seed>\d{1,9})")
@@ -48,8 +71,21 @@ def split_seed(name: str) -> tuple[str, int | None]:
     return (match["name"], int(match["seed"])) if match else (name, None)
 
 
+def split_last(name: str) -> tuple[str | None, str]:
+    """``kd+brd@1`` as ``("kd@1", "brd@1")``, ``brd@1`` as ``(None, "brd@1")``: whose student it starts from, and the
+    arm that it is then. What an arm trains on is its last part's."""
+    plain, seed = split_seed(name)
+    first, _, last = plain.rpartition("+")
+    mark = "" if seed is None else f"@{seed}"
+    return (f"{first}{mark}" if first else None), f"{last}{mark}"
+
+
 def arm(recipe: "Recipe", name: str) -> Arm:
     """An arm of a recipe by name, with all that it changes in the recipe."""
+    after, last = split_last(name)
+    if after is not None:
+        found = arm(recipe, last)
+        return replace(found, about=f"{found.about}; started from the student of {after}", after=after)
     plain, seed = split_seed(name)
     variant = recipe.variants.get(plain)
     found = ARMS[variant.arm if variant else plain]
@@ -63,6 +99,35 @@ def arm(recipe: "Recipe", name: str) -> Arm:
     return Arm(found.data, about + (f" (seed {seed})" if seed is not None else ""), overrides)
 
 
+def chain(name: str) -> list[str]:
+    """The arms that are trained for an arm, in order: ``["kd@1", "kd+brd@1"]`` for ``kd+brd@1``."""
+    after, _ = split_last(name)
+    return [*(chain(after) if after else []), name]
+
+
+def check_objectives(recipe: "Recipe") -> None:
+    """BrdError for an arm whose objective asks for what the recipe does not have."""
+    from brd.recipe import changed
+
+    for name in dict.fromkeys(part for arm_name in recipe.arms for part in chain(arm_name)):
+        own = changed(recipe, arm(recipe, name).overrides)
+        objective, settings, kind = own.training.objective, own.distillation, own.teacher.kind
+        if objective == "lm" or arm(recipe, name).data == "none":
+            continue
+        if settings.teacher_model is None and kind != "shared_prefix":
+            raise BrdError(
+                f"distillation.teacher_model: a teacher of kind {kind} gives text and no distributions over its "
+                f"vocabulary, which the arm {name} learns from; name a model folder or a Hub name here"
+            )
+        longest, row = settings.prompt_tokens + settings.new_tokens, own.composing.row_tokens
+        if objective != "kd" and longest > row:
+            raise BrdError(
+                f"distillation.prompt_tokens, distillation.new_tokens: {settings.prompt_tokens} and "
+                f"{settings.new_tokens} are more than a row has (composing.row_tokens, {row}); the arm {name} goes on "
+                f"with the beginning of a row"
+            )
+
+
 def seeds(recipe: "Recipe") -> dict[str, list[str]]:
     """The arms of a recipe by name without their seeds, in order: ``{"brd": ["brd", "brd@1", "brd@2"]}``."""
     found: dict[str, list[str]] = {}
@@ -74,7 +139,7 @@ def seeds(recipe: "Recipe") -> dict[str, list[str]]:
 # Other names of a run folder's.
 _RESERVED = ("healed", "healing", "held_out", "layers", "teacher")
 # What an arm may change alone; everything else is the run's.
-_ARMS_OWN = ("composing.", "training.")
+_ARMS_OWN = ("composing.", "training.", "distillation.")
 _RUNS_OWN = ("composing.row_tokens", "composing.packing", "composing.separator", "composing.separator_as_token")
 
 
@@ -96,9 +161,12 @@ def check_arms(names: Sequence[str], variants: Mapping[str, "Variant"]) -> None:
     """ValueError for an arm that there is not, or one that is named twice."""
     known = (*ARMS, *variants)
     for name in names:
-        plain, _ = split_seed(name)
-        if plain not in known:
-            raise ValueError(f"unknown arm {plain!r}; {nearest(plain, known)}")
+        parts = split_seed(name)[0].split("+")
+        for part in parts:
+            if part not in known:
+                raise ValueError(f"unknown arm {part!r}; {nearest(part, known)}")
+            if len(parts) > 1 and ARMS[variants[part].arm if part in variants else part].data == "none":
+                raise ValueError(f"{name}: {part} trains nothing, so it has no place in a chain of arms")
     if len(set(names)) < len(names):
         raise ValueError("an arm is named twice")
 

@@ -66,13 +66,20 @@ class Fingerprints:
         return fingerprint("layers", self._start())
 
     def train(self, arm: str) -> str:
-        recipe = self._of(arm)
+        recipe, about = self._of(arm), arm_of(self._recipe, arm)
         start = [self.heal()] if recipe.healing else self._start()
-        if arm_of(self._recipe, arm).data == "none":
+        if about.after is not None:
+            start = [self.train(about.after)]
+        if about.data == "none":
             return fingerprint("start", start, self._recipe.seed if recipe.composing.separator_as_token else None)
         training = recipe.training.deciding()
-        lora = [recipe.student.lora.model_dump()] if recipe.student.lora else []
-        return fingerprint("train", start, self.compose(arm), self.compose(REFERENCE), training, recipe.seed, *lora)
+        parts: list[Any] = [self.compose(arm), self.compose(REFERENCE), training, recipe.seed]
+        if recipe.student.lora:
+            parts += [recipe.student.lora.model_dump()]
+        if (objective := recipe.training.objective) != "lm":
+            teacher = recipe.distillation.teacher_model or recipe.teacher.model
+            parts += [recipe.distillation.deciding(objective), teacher, _model_stamp(teacher)]
+        return fingerprint("train", start, *parts)
 
     def skill(self, arm: str) -> str:
         recipe, evaluation = self._recipe, self._recipe.evaluation
@@ -107,7 +114,7 @@ class Fingerprints:
     def _start(self) -> list[Any]:
         recipe = self._recipe
         separator = recipe.composing.separator if recipe.composing.separator_as_token else None
-        parts = [recipe.student.starting(), _model_stamp(recipe.student.model), separator]
+        parts: list[Any] = [recipe.student.starting(), _model_stamp(recipe.student.model), separator]
         if recipe.student.keep_layers is not None:
             # What they are measured on, and how.
             parts += [*corpus_parts(recipe), recipe.composing.row_tokens, recipe.training.dtype]

@@ -6,7 +6,7 @@ from typing import Any
 
 from brd.console import Console
 from brd.errors import BrdError
-from brd.experiment import REFERENCE, TEACHER, Arm, reads
+from brd.experiment import REFERENCE, TEACHER, Arm, chain, reads, split_last
 from brd.experiment import arm as arm_of
 from brd.fingerprints import Fingerprints
 from brd.recipe import Recipe, changed
@@ -31,7 +31,10 @@ class Pipeline:
         self.readings_folder = run.path / "readings"
         self.arms = recipe.arms
         self.trained = [arm for arm in self.arms if self.about(arm).data != "none"]
-        self.composed = [*dict.fromkeys([REFERENCE, *self.trained])] if self.trained else []
+        # Those that others start from are trained too, before them, and not tested unless they are arms of the recipe.
+        self.students = [*dict.fromkeys(name for arm in self.arms for name in chain(arm))]
+        lessons = [split_last(name)[1] for name in self.students if self.about(name).data != "none"]
+        self.composed = [*dict.fromkeys([REFERENCE, *lessons])] if self.trained else []
         half = recipe.evaluation.half
         self.evaluation_folder = run.path / (f"evaluation_{half}" if half else "evaluation")
         self._evaluate = self.evaluation_folder.name.replace("evaluation", "evaluate")
@@ -43,11 +46,17 @@ class Pipeline:
         self._report_print = prints.report
 
     def up_to(self, last: str) -> None:
+        if STEPS.index(last) >= STEPS.index("train"):
+            self._check_teachers()
         for step in STEPS[: STEPS.index(last) + 1]:
             getattr(self, step)()
 
     def about(self, arm: str) -> Arm:
         return arm_of(self.recipe, arm)
+
+    def tokens(self, arm: str) -> Path:
+        """The token file of an arm: that of its last part, where it is a chain."""
+        return self.run.path / "composed" / split_last(arm)[1]
 
     def arm_recipe(self, arm: str) -> Recipe:
         return changed(self.recipe, self.about(arm).overrides)
@@ -82,7 +91,7 @@ class Pipeline:
             state["train.layers"] = current("train.layers", self.layers_print())
         if self.recipe.healing:
             state["train.healed"] = current("train.healed", self.heal_print(), self.student(HEALED))
-        for arm in self.arms:
+        for arm in self.students:
             state[f"train.{arm}"] = current(f"train.{arm}", self.train_print(arm), self.student(arm))
         for arm in self.evaluated:
             out = self.evaluation_folder / f"{arm}.json"
@@ -251,7 +260,8 @@ class Pipeline:
             )
 
     def _trains_otherwise(self, arm: str) -> bool:
-        return any(key.startswith("training.") for key in self.about(arm).overrides)
+        changes = self.about(arm).overrides.keys() - {"training.objective"}
+        return any(key.startswith("training.") for key in changes)
 
     def train(self) -> None:
         """Token files to students."""
@@ -267,7 +277,7 @@ class Pipeline:
             self._heal()
         tokens: dict[str, int] = {}
         dtypes: dict[str, str] = {}
-        for arm in self.arms:
+        for arm in self.students:
             folder = self.student(arm)
 
             def work(arm: str = arm, folder: Path = folder) -> dict[str, Any]:
@@ -277,16 +287,18 @@ class Pipeline:
                 from brd.training.trainer import save
 
                 set_aside_card(folder)
-                recipe = self._cut(self.arm_recipe(arm))
+                recipe, about = self._cut(self.arm_recipe(arm)), self.about(arm)
                 tokenizer = student_tokenizer(recipe)
                 start = self.student(HEALED) if recipe.healing else None
-                if self.about(arm).data == "none":
+                if about.after is not None:
+                    start = self.student(about.after)
+                if about.data == "none":
                     save(load_student(recipe, tokenizer, start), tokenizer, folder)
                     return {"steps": 0, "trained_tokens": 0, "passes": 0.0, "losses": []}
                 steps = steps_for(self._rows(), recipe)
                 task = {
                     "recipe": recipe,
-                    "tokens": self.run.path / "composed" / arm,
+                    "tokens": self.tokens(arm),
                     "steps": steps,
                     "tokenizer": tokenizer,
                     "folder": folder,
@@ -294,6 +306,7 @@ class Pipeline:
                     "mark": self.train_print(arm),
                     "held_out": self._held_out(recipe, tokenizer),
                     "keep_checkpoints": True,
+                    "method": self._method(recipe, self.tokens(arm), tokenizer),
                 }
                 told = {
                     "on_step": lambda step, loss: self._on_step(arm, steps, step, loss),
@@ -320,6 +333,24 @@ class Pipeline:
             raise BrdError(f"the arms were trained in different dtypes: {dtypes}; name one in training.dtype")
         if _apart(tokens) > (SAME_TOKENS if best_fit else 0):
             raise BrdError(f"the arms trained on different numbers of tokens: {tokens}; please report this as a bug")
+
+    def _check_teachers(self) -> None:
+        """Before hours of reading: whether the teachers of distillation have the student's tokens."""
+        recipes = [self.arm_recipe(arm) for arm in self.students if self.about(arm).data != "none"]
+        for recipe in recipes:
+            if recipe.training.objective != "lm":
+                from brd.training.distillation.teacher import check_teacher
+                from brd.training.student import student_tokenizer
+
+                check_teacher(recipe, student_tokenizer(recipe))
+
+    def _method(self, recipe: Recipe, tokens: Path, tokenizer: Any) -> Any:
+        """How to train by another objective than the plain one; None for that."""
+        if recipe.training.objective == "lm":
+            return None
+        from brd.training.distillation.method import method_of
+
+        return method_of(recipe, tokens, tokenizer, self.run.path / "signals", self.console.progress)
 
     def _on_step(self, name: str, steps: int, step: int, loss: float) -> None:
         self._log_training(name, step, loss=loss)
@@ -399,7 +430,7 @@ class Pipeline:
 
     def evaluate(self) -> None:
         """Students to scores."""
-        self._needs("train", [f"train.{arm}" for arm in self.arms])
+        self._needs("train", [f"train.{arm}" for arm in self.students])
         from brd.evaluation import evaluate as step
 
         readings: Any = None

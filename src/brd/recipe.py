@@ -13,6 +13,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from brd.errors import BrdError
 from brd.reading.behavior import BEHAVIORS, is_own
 from brd.sections.composing import Composing
+from brd.sections.distillation import Distillation
 from brd.sections.evaluation import Evaluation
 from brd.sections.licences import Licences
 from brd.sections.reading import SIBLINGS, Reading
@@ -49,6 +50,7 @@ class Recipe(Section):
     student: Student = Student()
     healing: Healing | None = None
     training: Training = Training()
+    distillation: Distillation = Distillation()
     evaluation: Evaluation = Evaluation()
     licences: Licences = Licences()
     variants: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*$")], Variant] = {}
@@ -123,6 +125,7 @@ def load(name: str, overrides: list[str] | None = None) -> Recipe:
         _override(tree, override)
     recipe = typed(Recipe, tree, path, lines)
     _check_variants(recipe, path)
+    _check_objectives(recipe, path)
     return _absolute(recipe, path.parent, {o.split("=", 1)[0].strip() for o in overrides or []})
 
 
@@ -133,6 +136,15 @@ def _check_variants(recipe: Recipe, path: Path) -> None:
         except (ValueError, BrdError) as error:
             where = [".".join(map(str, e["loc"])) + ": " + e["msg"] for e in getattr(error, "errors", list)()]
             raise BrdError(f"{path}: variants.{name}: {(where or [str(error)])[0]}") from None
+
+
+def _check_objectives(recipe: Recipe, path: Path) -> None:
+    from brd.experiment import check_objectives
+
+    try:
+        check_objectives(recipe)
+    except BrdError as error:
+        raise BrdError(f"{path}: {error}") from None
 
 
 def changed(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
@@ -218,6 +230,7 @@ def _absolute(recipe: Recipe, folder: Path, overridden: set[str]) -> Recipe:
     spare = recipe.text.filters.spare
     behaviors = [anchor("reading.behaviors", name) if is_own(name) else name for name in recipe.reading.behaviors]
     teacher, bundle = recipe.teacher, recipe.teacher.server.ca_bundle
+    distilled = recipe.distillation.teacher_model
     return changed(
         recipe,
         {
@@ -229,6 +242,7 @@ def _absolute(recipe: Recipe, folder: Path, overridden: set[str]) -> Recipe:
             "teacher.model": teacher.model if teacher.named else model("teacher.model", teacher.model),
             "teacher.server.ca_bundle": bundle and anchor("teacher.server.ca_bundle", bundle),
             "student.model": model("student.model", recipe.student.model),
+            "distillation.teacher_model": distilled and model("distillation.teacher_model", distilled),
             "evaluation.tasks": [task(name) for name in recipe.evaluation.tasks],
             **{f"evaluation.{key}": local(key) for key in ("cache", "gold_entities", "gold_answers")},
         },

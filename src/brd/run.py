@@ -33,6 +33,7 @@ PACKAGES = (
     "py3langid",
     "datasketch",
     "phonenumbers",
+    "trl",
 )
 
 

@@ -323,11 +323,13 @@ class _Student:
         self._pipeline, self._recipe = pipeline, pipeline.recipe
         self._tokenizer = student_tokenizer(self._recipe)
         self._parameters = training.parameters(self._recipe, self._tokenizer)
-        self._arms = {arm: (pipeline.about(arm).data, pipeline.arm_recipe(arm)) for arm in pipeline.composed}
+        trained = [arm for arm in pipeline.students if pipeline.about(arm).data != "none"]
+        names = dict.fromkeys([REFERENCE, *trained]) if trained else {}
+        self._arms = {arm: (pipeline.about(arm).data, pipeline.arm_recipe(arm)) for arm in names}
 
     def training(self, corpus: Corpus, sample: Sample, timed: bool) -> dict[str, Any]:
         arms = training.amounts(self._recipe, self._arms, REFERENCE, corpus, sample, self._tokenizer)
-        for name in set(arms) - set(self._pipeline.trained):
+        for name in set(arms) - set(self._pipeline.students):
             del arms[name]["steps"], arms[name]["tokens"]
         found: dict[str, Any] = {"parameters": self._parameters, "arms": arms, "costs": None, "seconds": None}
         healing = self._recipe.healing
@@ -357,7 +359,7 @@ class _Student:
         rows = sum(arm.get("rows", 0) for arm in told["arms"].values()) * self._recipe.composing.row_tokens
         if healing := self._recipe.healing:
             rows += healing.most_tokens + healing.cooling_tokens
-        students = len(self._pipeline.arms) + bool(healing)
+        students = len(self._pipeline.students) + bool(healing)
         # A checkpoint is written before the one before it is deleted; only one arm trains at a time.
         return {
             "token_files": float(rows * cell),

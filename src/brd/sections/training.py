@@ -18,7 +18,7 @@ RESULT_FREE = {
     "report_to",
 }
 # Keys that did not exist in earlier versions.
-LATER = {"attention"}
+LATER = {"attention", "objective"}
 
 
 class Lora(Section):
@@ -77,8 +77,10 @@ class Healing(Section):
 
 
 class Training(Section):
-    """Causal LM training of each arm: the same steps, tokens and schedule for all.
+    """Training of each arm: the same steps, tokens and schedule for all.
 
+    ``objective`` lm is the plain causal LM loss; the others, of the arms kd, gkd and minillm, are towards a teacher's
+    distributions, with the keys of the section ``distillation``.
     ``attention``: a token sees the ``row`` before it, or only its own ``document``.
     ``compile`` has torch compile the layers first, which takes a C++ compiler and some seconds.
     ``activation_checkpointing`` keeps a layer's input only and computes the rest anew for the gradients. ``processes``
@@ -87,6 +89,7 @@ class Training(Section):
     10 steps in a row (null: never). ``evaluate_steps`` is how often the loss on held-out text is taken (0: never).
     """
 
+    objective: Literal["lm", "kd", "gkd", "minillm"] = "lm"
     epochs: Annotated[float, Field(gt=0, le=1000)] = 1.0
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -1,7 +1,8 @@
 """What a student is trained to lower: the plug point for the loss, and the plain loss of the paper."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +29,18 @@ class Objective(Protocol):
     def name(self) -> str: ...
 
     def __call__(self, model: Any, batch: Mapping[str, torch.Tensor], count: torch.Tensor) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How to train by another objective than the plain one.
+
+    ``objective`` makes it once it is known whether the student's logits can be taken by chunks (``can_be_chunked``);
+    ``beside`` gives what a row, by its number, brings along for it.
+    """
+
+    objective: Callable[[bool], Objective]
+    beside: Callable[[int], Mapping[str, torch.Tensor]] | None = None
 
 
 class ChunkedLoss:

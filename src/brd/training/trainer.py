@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from brd.training.documents import (
 )
 from brd.training.loss import can_be_chunked
 from brd.training.memory import give_back_freed_memory, keep_freed_memory
-from brd.training.objective import ChunkedLoss, ModelLoss, Objective, put_inside, take_out
+from brd.training.objective import ChunkedLoss, Method, ModelLoss, Objective, put_inside, take_out
 from brd.training.student import compile_layers, load_student
 
 # Of the first row, to find out what the model's loss is.
@@ -41,14 +41,21 @@ def row_order(rows: int, total: int, seed: int) -> list[int]:
 
 
 class _Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    def __init__(self, rows: TokenRows, order: list[int], apart: Apart | None = None) -> None:
-        self._rows, self._order, self._apart = rows, order, apart
+    def __init__(
+        self,
+        rows: TokenRows,
+        order: list[int],
+        apart: Apart | None = None,
+        beside: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
+    ) -> None:
+        self._rows, self._order, self._apart, self._beside = rows, order, apart, beside
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return row_inputs(self._rows, self._order[index], self._apart)
+        number = self._order[index]
+        return {**row_inputs(self._rows, number, self._apart), **(self._beside(number) if self._beside else {})}
 
 
 def train(
@@ -66,6 +73,7 @@ def train(
     held_out: Path | None = None,
     on_held_out: Callable[[int, float], None] | None = None,
     keep_checkpoints: bool = False,
+    method: Method | None = None,
 ) -> dict[str, Any]:
     """Train the student on a token file for ``steps`` and save it as a Hugging Face folder.
 
@@ -73,7 +81,8 @@ def train(
     shown (model, step) every ``watch_steps`` steps, the model in eval mode without gradients; when it returns True,
     training ends with what is trained so far. Goes on from the last checkpoint when an earlier call of the same
     ``mark`` (of all that the result rests on) was interrupted; ``watch`` may then be shown a step again, but none after
-    the one it ended at. ``objective`` is what is lowered: cross-entropy of the next token unless given. Of the token
+    the one it ended at. ``objective`` is what is lowered: cross-entropy of the next token unless given, or made by
+    a ``method``, which may also say what rows bring along. Of the token
     file ``held_out``, ``on_held_out`` is told (step, mean loss per token) every ``training.evaluate_steps``.
     With ``keep_checkpoints`` the caller throws them away, once it has noted that the training is done.
 
@@ -106,8 +115,9 @@ def train(
     arguments = _arguments(recipe, steps, kept, dtype)
     example = torch.from_numpy(rows[0])[None, :_EXAMPLE_TOKENS]
     # float16 needs gradients made from the scaled loss.
-    plain = ChunkedLoss() if dtype != torch.float16 and can_be_chunked(model, example) else ModelLoss()
-    objective = objective or plain
+    chunked = dtype != torch.float16 and can_be_chunked(model, example)
+    plain = ChunkedLoss() if chunked else ModelLoss()
+    objective = objective or (method.objective(chunked) if method else plain)
     # Nothing is generated, and each layer's write to the cache would be compiled anew.
     use_cache, model.config.use_cache = model.config.use_cache, False
     if settings.compile:
@@ -120,7 +130,7 @@ def train(
         interruption,
         model=model,
         args=arguments,
-        train_dataset=_Rows(rows, order, apart),
+        train_dataset=_Rows(rows, order, apart, method.beside if method else None),
         callbacks=[Losses(settings.learning_rate, settings.divergence, on_step)],
     )
     # It prints every log line; progress is shown by the caller.

@@ -1,0 +1,43 @@
+"""How an arm with an objective of distillation trains: its loss, and what its rows bring along."""
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from brd.errors import BrdError
+from brd.recipe import Recipe
+from brd.training.distillation.knowledge import KnowledgeDistillation
+from brd.training.distillation.on_policy import GKD, MiniLLM
+from brd.training.distillation.signals import about_signals, signals_of
+from brd.training.distillation.teacher import LaterTeacher, check_teacher, identity
+from brd.training.objective import Method
+
+
+def method_of(
+    recipe: Recipe,
+    tokens: Path,
+    tokenizer: Any,
+    signals: Path,
+    progress: Callable[[str, int, int, str], None] | None = None,
+) -> Method:
+    """The method of an arm's ``recipe`` on its token file; ``signals`` is where the teacher's are kept.
+
+    Raises BrdError for a teacher that has other tokens, and where TRL is wanted and missing.
+    """
+    settings, name = recipe.distillation, recipe.training.objective
+    teacher = LaterTeacher(recipe, tokenizer)
+    if name == "kd":
+        about = about_signals(tokens, identity(recipe), len(tokenizer), settings)
+        found = signals_of(tokens, signals, about, teacher, progress)
+        return Method(partial(KnowledgeDistillation, settings.weight, settings.temperature), found.__getitem__)
+    if recipe.training.compile:
+        raise BrdError(f"training.compile: not with {name}, whose answers grow token by token; set it to false for it")
+    if name == "gkd" and importlib.util.find_spec("trl") is None:
+        raise BrdError("gkd: its divergence is TRL's, which is not installed; pip install 'brd[distill]' installs it")
+    check_teacher(recipe, tokenizer)
+    prompt, new = settings.prompt_tokens, settings.new_tokens
+    if name == "gkd":
+        return Method(partial(GKD, teacher, prompt, new, settings.on_policy, settings.beta))
+    return Method(partial(MiniLLM, teacher, prompt, new, settings.teacher_share))
