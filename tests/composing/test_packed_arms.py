@@ -34,7 +34,7 @@ def meta(pipeline: Pipeline, arm: str) -> Any:
 
 
 def test_arms_of_whole_lessons_train_on_as_many_tokens(road: Callable[..., Pipeline]) -> None:
-    arms = ["base", "further", "further_same", "brd", "no_qra"]
+    arms = ["base", "further", "brd", "no_qra"]
     pipeline = road(composing=WHOLE, training={"attention": "document", "save_steps": 1000}, arms=arms)
     pipeline.up_to("train")
     reference = meta(pipeline, "brd")
