@@ -86,7 +86,13 @@ def put_inside(model: Any) -> None:
     ) -> Any:
         if objective is None or label_count is None:
             return own(*arguments, **batch)
-        return objective(model, batch, label_count)
+        # An objective may call the model. What was put around this pass must not be entered twice: torch's autocast
+        # would then stay on behind it.
+        around, model.forward = model.forward, own
+        try:
+            return objective(model, batch, label_count)
+        finally:
+            model.forward = around
 
     model.forward = forward
 
