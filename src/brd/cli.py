@@ -178,6 +178,13 @@ def validate(recipe: RecipeName, out: Out = None, set_: Set = None) -> None:
         task = load_task(name)
         next(iter(items(task, limit=1)))
         print(f"task {task.name}: ok")
+    if loaded.task_data.inputs:
+        from brd.recipe_tasks import task_inputs
+
+        found: Counter[str] = Counter()
+        print(
+            f"task inputs: {len(task_inputs(loaded, False, found))} prompts; {found['tested']} tested inputs left out"
+        )
     folder = _folder(loaded, out)
     if (folder / "recipe.yaml").exists():
         current = Pipeline(loaded, RunFolder(folder, loaded), Console()).state()

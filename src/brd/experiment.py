@@ -14,7 +14,9 @@ from brd.errors import BrdError, nearest
 if TYPE_CHECKING:
     from brd.recipe import Recipe, Variant
 
-Data = Literal["none", "original", "same", "lessons"]
+Data = Literal["none", "original", "same", "lessons", "continuations", "answers", "labels", "relaxed"]
+# Kinds of data that are made of the recipe's task inputs.
+TASK_DATA: tuple[Data, ...] = ("answers", "labels", "relaxed")
 # The arm whose lessons say how long every arm trains.
 REFERENCE = "brd"
 # Scored beside the arms where the recipe has it.
@@ -23,7 +25,8 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """``data``: nothing (untrained), fresh original text, the original text that was read, or lessons with readings.
+    """``data``: nothing (untrained), fresh original text, the original text that was read, lessons with readings, the
+    teacher's continuations of text, its answers to task inputs, their labels, or lessons with answers (relaxed).
 
     ``after`` is the arm whose student this one starts from, where that is not the one all arms start from.
     """
@@ -60,6 +63,10 @@ ARMS: dict[str, Arm] = {
         "trained to write what the teacher finds likely where it goes on with original text (MiniLLM)",
         {"training.objective": "minillm"},
     ),
+    "seq_kd": Arm("continuations", "trained on the teacher's continuations of original text (sequence-level KD)"),
+    "task_distillation": Arm("answers", "trained on task inputs with the teacher's answers (the paper's TD)"),
+    "relaxed": Arm("relaxed", "trained on these, on brd's lessons, and on readings of task inputs (the paper's BRD2)"),
+    "supervised": Arm("labels", "trained on task inputs with their labels (the paper's supervised setting)"),
 }
 
 _SEED = re.compile(r"(?P<name>.+)@(?P<seed>\d{1,9})")
@@ -128,6 +135,19 @@ def check_objectives(recipe: "Recipe") -> None:
             )
 
 
+def check_task_inputs(recipe: "Recipe") -> None:
+    """BrdError for an arm that learns from task inputs where the recipe names none."""
+    for name in dict.fromkeys(part for arm_name in recipe.arms for part in chain(arm_name)):
+        from brd.recipe import changed
+
+        found = arm(recipe, name)
+        if found.data in TASK_DATA and not changed(recipe, found.overrides).task_data.inputs:
+            raise BrdError(
+                f"task_data.inputs: the arm {name} learns from task inputs, and there are none; name a training "
+                f"split of each task, such as {{sst2: sst2_train.jsonl}}"
+            )
+
+
 def seeds(recipe: "Recipe") -> dict[str, list[str]]:
     """The arms of a recipe by name without their seeds, in order: ``{"brd": ["brd", "brd@1", "brd@2"]}``."""
     found: dict[str, list[str]] = {}
@@ -139,7 +159,7 @@ def seeds(recipe: "Recipe") -> dict[str, list[str]]:
 # Other names of a run folder's.
 _RESERVED = ("healed", "healing", "held_out", "layers", "teacher")
 # What an arm may change alone; everything else is the run's.
-_ARMS_OWN = ("composing.", "training.", "distillation.")
+_ARMS_OWN = ("composing.", "training.", "distillation.", "task_data.")
 _RUNS_OWN = ("composing.row_tokens", "composing.packing", "composing.separator", "composing.separator_as_token")
 
 

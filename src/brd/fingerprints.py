@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from brd.embedded import file_sha256
-from brd.experiment import REFERENCE, TEACHER, reads
+from brd.experiment import REFERENCE, TASK_DATA, TEACHER, reads
 from brd.experiment import arm as arm_of
 from brd.reading.behavior import behaviors_of, is_own, prompts
 from brd.recipe import Recipe, changed
@@ -50,6 +50,12 @@ class Fingerprints:
         elif best_fit and arm != REFERENCE:
             # Its rows are no fuller than the reference's.
             parts.append(self.compose(REFERENCE))
+        if data == "continuations":
+            parts += [recipe.distillation.prompt_tokens, recipe.distillation.new_tokens]
+        if data in TASK_DATA:
+            from brd.recipe_tasks import task_parts
+
+            parts += task_parts(recipe, data)
         return fingerprint("compose", self.read(), *parts)
 
     def heal(self) -> str:

@@ -1,19 +1,20 @@
 """The road of the data: read, compose, train, evaluate, report. A step runs only when what it rests on changed."""
 
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from brd.console import Console
 from brd.errors import BrdError
-from brd.experiment import REFERENCE, TEACHER, Arm, chain, reads, split_last
+from brd.experiment import REFERENCE, TASK_DATA, TEACHER, Arm, Data, chain, reads, split_last
 from brd.experiment import arm as arm_of
 from brd.fingerprints import Fingerprints
 from brd.recipe import Recipe, changed
 from brd.recipe_corpus import open_corpus
 from brd.run import RunFolder, fingerprint, provenance, read_json, write_json
 from brd.students import describe, set_aside_card
-from brd.summary import evaluation_line, reading_lines
+from brd.summary import composed_lines, evaluation_line, reading_lines
 from brd.text.corpus import Corpus
 
 STEPS = ("read", "compose", "train", "evaluate", "report")
@@ -46,6 +47,8 @@ class Pipeline:
         self._report_print = prints.report
 
     def up_to(self, last: str) -> None:
+        if STEPS.index(last) >= STEPS.index("compose"):
+            self._check_task_data()
         if STEPS.index(last) >= STEPS.index("train"):
             self._check_teachers()
         for step in STEPS[: STEPS.index(last) + 1]:
@@ -191,17 +194,22 @@ class Pipeline:
                 if data != "lessons":
                     # As many as there are lessons, so that a seed draws its share of them as it does of lessons.
                     rows = max(self._rows(), steps_for(self._rows(), recipe) * recipe.training.rows_per_step)
-                with open_corpus(recipe, folder.with_name(f"{arm}.dropped.parquet")) as corpus:
-                    meta = compose(recipe, data, readings, student_tokenizer(recipe), folder, rows, corpus, fill)
+                more_of = self._more_of(recipe, data)
+                with open_corpus(recipe, folder.with_name(f"{arm}.dropped.parquet")) as corpus, more_of as more:
+                    meta = compose(recipe, data, readings, student_tokenizer(recipe), folder, rows, corpus, fill, more)
                 return {**meta, **corpus.counts()}
 
             manifest = self.run.do(f"compose.{arm}", self.compose_print(arm), [folder], work, self.console.say)
-            result = manifest["result"]
-            fresh = f", {result['fresh_paragraphs']} fresh paragraphs" if "fresh_paragraphs" in result else ""
-            self.console.say(
-                f"  {arm}: {result['tokens']} tokens in {result['rows']} rows "
-                f"({result['unique_tokens']} distinct, {result['passes']:.2f} passes{fresh})"
-            )
+            for line in composed_lines(arm, manifest["result"]):
+                self.console.say(f"  {line}")
+
+    def _more_of(self, recipe: Recipe, data: Data) -> AbstractContextManager[Any]:
+        """The teacher and task inputs, for an arm that takes them."""
+        if data not in (*TASK_DATA, "continuations"):
+            return nullcontext()
+        from brd.recipe_tasks import more_of
+
+        return more_of(recipe, data, self.run.path, self.console.progress)
 
     def _compose_healing(self) -> None:
         folder = self.run.path / "composed" / "healing"
@@ -333,6 +341,14 @@ class Pipeline:
             raise BrdError(f"the arms were trained in different dtypes: {dtypes}; name one in training.dtype")
         if _apart(tokens) > (SAME_TOKENS if best_fit else 0):
             raise BrdError(f"the arms trained on different numbers of tokens: {tokens}; please report this as a bug")
+
+    def _check_task_data(self) -> None:
+        """Before anything is read: whether task inputs are there."""
+        for arm in self.composed:
+            if (data := self.about(arm).data) in TASK_DATA:
+                from brd.recipe_tasks import check_task_data
+
+                check_task_data(self.arm_recipe(arm), labels=data == "labels")
 
     def _check_teachers(self) -> None:
         """Before hours of reading: whether the teachers of distillation have the student's tokens."""

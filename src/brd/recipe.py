@@ -18,6 +18,7 @@ from brd.sections.evaluation import Evaluation
 from brd.sections.licences import Licences
 from brd.sections.reading import SIBLINGS, Reading
 from brd.sections.section import Section, all_known
+from brd.sections.task_data import TaskData
 from brd.sections.teacher import Teacher
 from brd.sections.text import Text
 from brd.sections.training import Healing, Student, Training
@@ -51,6 +52,7 @@ class Recipe(Section):
     healing: Healing | None = None
     training: Training = Training()
     distillation: Distillation = Distillation()
+    task_data: TaskData = TaskData()
     evaluation: Evaluation = Evaluation()
     licences: Licences = Licences()
     variants: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*$")], Variant] = {}
@@ -139,10 +141,11 @@ def _check_variants(recipe: Recipe, path: Path) -> None:
 
 
 def _check_objectives(recipe: Recipe, path: Path) -> None:
-    from brd.experiment import check_objectives
+    from brd.experiment import check_objectives, check_task_inputs
 
     try:
         check_objectives(recipe)
+        check_task_inputs(recipe)
     except BrdError as error:
         raise BrdError(f"{path}: {error}") from None
 
@@ -226,6 +229,12 @@ def _absolute(recipe: Recipe, folder: Path, overridden: set[str]) -> Recipe:
         value = getattr(recipe.evaluation, key)
         return None if value is None else anchor(f"evaluation.{key}", value)
 
+    def inputs(given: str | dict[str, Any]) -> str | dict[str, Any]:
+        if isinstance(given, str):
+            return anchor("task_data.inputs", given)
+        local = {key: anchor("task_data.inputs", given[key]) for key in ("file", "bigbench") if given.get(key)}
+        return {**given, **local}
+
     known = [path if path == SIBLINGS else anchor("reading.known", path) for path in recipe.reading.known]
     spare = recipe.text.filters.spare
     behaviors = [anchor("reading.behaviors", name) if is_own(name) else name for name in recipe.reading.behaviors]
@@ -243,6 +252,7 @@ def _absolute(recipe: Recipe, folder: Path, overridden: set[str]) -> Recipe:
             "teacher.server.ca_bundle": bundle and anchor("teacher.server.ca_bundle", bundle),
             "student.model": model("student.model", recipe.student.model),
             "distillation.teacher_model": distilled and model("distillation.teacher_model", distilled),
+            "task_data.inputs": {name: inputs(given) for name, given in recipe.task_data.inputs.items()},
             "evaluation.tasks": [task(name) for name in recipe.evaluation.tasks],
             **{f"evaluation.{key}": local(key) for key in ("cache", "gold_entities", "gold_answers")},
         },

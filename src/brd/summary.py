@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from brd.experiment import REFERENCE, reads, seeds
+from brd.experiment import REFERENCE, TASK_DATA, chain, reads, seeds
 from brd.run import read_json
 
 if TYPE_CHECKING:
@@ -20,10 +20,15 @@ def summarise(run: "Pipeline") -> dict[str, Any]:
         arms[arm] = {"about": run.about(arm).about, **read_json(folder / f"{arm}.json")}
     trained = {arm: run.result(f"train.{arm}") for arm in run.arms}
     notes = [
+        f"{arm} went through its task inputs {trained[arm]['passes']:.1f} times: it trains as long as the others"
+        for arm in run.trained
+        if run.about(arm).data in TASK_DATA and trained[arm]["passes"] > 1.05
+    ]
+    notes += [
         f"{arm} went through its original text {trained[arm]['passes']:.1f} times: fresh text of the same sources "
         "is scarce here"
         for arm in run.trained
-        if run.about(arm).data == "original" and trained[arm]["passes"] > 1.05
+        if run.about(arm).data in ("original", "continuations") and trained[arm]["passes"] > 1.05
     ]
     if recipe.evaluation.limit:
         which = f"{recipe.evaluation.limit} items" + (
@@ -31,10 +36,12 @@ def summarise(run: "Pipeline") -> dict[str, Any]:
         )
         notes.append(f"tasks: {'' if recipe.evaluation.half else 'the first '}{which} of each validation set")
     counts = read["counts"]
+    learnt = [arm for arm in run.arms if any(run.about(part).data in TASK_DATA for part in chain(arm))]
     summary = {
         "name": recipe.name,
         "half": recipe.evaluation.half,
         "arms": arms,
+        **({"task_inputs": {"arms": learnt, "tasks": list(recipe.task_data.inputs)}} if learnt else {}),
         "comparisons": _comparisons(run, next(iter(arms.values()))["tasks"]),
         "contrasts": _contrasts(run, next(iter(arms.values()))["tasks"]),
         "readings": read["readings"],
@@ -163,6 +170,29 @@ def reading_lines(read: dict[str, Any]) -> list[str]:
             f"asked {asked} times: {counts['prompt_tokens']} prompt tokens{cached}, {counts['new_tokens']} new ones"
             f"{repeated}"
         )
+    return lines
+
+
+def composed_lines(arm: str, composed: dict[str, Any]) -> list[str]:
+    """How long an arm's text is; of task inputs what was left out, and what the teacher was asked."""
+    fresh = f", {composed['fresh_paragraphs']} fresh paragraphs" if "fresh_paragraphs" in composed else ""
+    lines = [
+        f"{arm}: {composed['tokens']} tokens in {composed['rows']} rows "
+        f"({composed['unique_tokens']} distinct, {composed['passes']:.2f} passes{fresh})"
+    ]
+    if found := composed.get("task_data"):
+        left_out = {
+            "tested": "are tested",
+            "twice": "occur twice",
+            "unanswered": "have an answer that names no candidate",
+        }
+        told = [f"{found[key]} {what}" for key, what in left_out.items() if found.get(key)]
+        taken = ", ".join(f"{number} {part}" for part, number in composed["taken"].items())
+        lines.append(f"  {found['records']} task inputs{''.join(f', {line}' for line in told)}; taken: {taken}")
+    if asked := composed.get("answers", {}).get("asked"):
+        about = composed["answers"]
+        tokens = f": {about['prompt_tokens']} prompt tokens, {about['new_tokens']} new ones"
+        lines.append(f"  asked {asked} times{tokens if about['prompt_tokens'] else ' for probabilities'}")
     return lines
 
 

@@ -4,7 +4,7 @@ import hashlib
 import heapq
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal, get_args
@@ -73,7 +73,7 @@ def _items(task: Task, name: str, limit: int | None, shots: int, pmi: bool, half
     chosen = _scored(task, skipped) if half is None else _of_half(task, skipped, half, limit)
     front = examples(task, name, shots)
     empty = True
-    for item in islice(_render(task, name, chosen), limit):
+    for item in islice(render(task, name, chosen), limit):
         empty = False
         yield replace(item, context=front + item.context, unconditional=item.unconditional if pmi else None)
     if empty:
@@ -128,7 +128,7 @@ def examples(task: Task, template: str, shots: int) -> str:
     if not shots:
         return ""
     source = task.few_shot.source or task.source
-    chosen = list(islice(_render(task, template, enumerate(records(task.name, source))), shots))
+    chosen = list(islice(render(task, template, enumerate(records(task.name, source))), shots))
     if len(chosen) < shots:
         raise BrdError(f"task {task.name}: {shots} examples are asked for, its source of examples holds {len(chosen)}")
     solved = [
@@ -153,7 +153,7 @@ def content_free(task: Task, template: str | None = None, shots: int | None = No
         blank = {key: text if isinstance(value, str) else value for key, value in (record or {}).items()}
         where = f"{task.name}/content-free {text!r}"
         try:
-            (item,) = _render(task, name, enumerate([blank]), graded=False)
+            (item,) = render(task, name, enumerate([blank]), graded=False)
         # Not every template stays well formed when its fields are empty.
         except BrdError:
             continue
@@ -161,7 +161,9 @@ def content_free(task: Task, template: str | None = None, shots: int | None = No
     return found
 
 
-def _render(task: Task, name: str, source: Numbered, graded: bool = True) -> Iterator[Item]:
+def render(task: Task, name: str, source: Iterable[tuple[int, Record]], graded: bool = True) -> Iterator[Item]:
+    """Records as items under the template ``name``, without examples. Where they are not ``graded``, labels are not
+    looked at and no candidate earns anything."""
     chosen = task.templates[name]
     render = _Renderer(task, name)
     for number, record in source:

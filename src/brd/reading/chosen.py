@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -153,23 +153,42 @@ _PARAGRAPHS = pa.schema(
 def save_paragraphs(
     recipe: Recipe, folder: Path, counts: Counter[str], progress: Progress | None, corpus: Corpus | None
 ) -> None:
-    chosen = choose(recipe, counts, corpus)
     with writer(folder / "paragraphs.parquet", _PARAGRAPHS) as into:
-        while some := list(itertools.islice(chosen, ROWS)):
-            columns = {
-                "document": [p.document for p in some],
-                "paragraph": [p.index for p in some],
-                "text": [p.text for p in some],
-                "held_out": [p.held_out for p in some],
-                "starts": [[s.start for s in p.spans] for p in some],
-                "ends": [[s.end for s in p.spans] for p in some],
-                "readable": [p.readable for p in some],
-                "language": [p.language for p in some],
-            }
-            into.write_table(pa.table(columns, schema=_PARAGRAPHS))
+        for some in _some(choose(recipe, counts, corpus)):
+            into.write_table(_table(some))
             if progress:
                 progress("sentences", counts["sentences_train"] + counts["sentences_held_out"], None)
         check_parts(recipe, counts)
+
+
+def write_paragraphs(folder: Path, chosen: Iterable[ReadParagraph], counts: Counter[str]) -> None:
+    """Keep paragraphs of the training part that were chosen elsewhere, as those of the corpus are."""
+    with writer(folder / "paragraphs.parquet", _PARAGRAPHS) as into:
+        for some in _some(chosen):
+            into.write_table(_table(some))
+            for p in some:
+                counts["sentences_train"] += len(p.readable)
+                counts[f"sentences_train_{p.language}"] += len(p.readable)
+
+
+def _some(chosen: Iterable[ReadParagraph]) -> Iterator[list[ReadParagraph]]:
+    stream = iter(chosen)
+    while some := list(itertools.islice(stream, ROWS)):
+        yield some
+
+
+def _table(some: list[ReadParagraph]) -> pa.Table:
+    columns = {
+        "document": [p.document for p in some],
+        "paragraph": [p.index for p in some],
+        "text": [p.text for p in some],
+        "held_out": [p.held_out for p in some],
+        "starts": [[s.start for s in p.spans] for p in some],
+        "ends": [[s.end for s in p.spans] for p in some],
+        "readable": [p.readable for p in some],
+        "language": [p.language for p in some],
+    }
+    return pa.table(columns, schema=_PARAGRAPHS)
 
 
 def load_paragraphs(folder: Path) -> list[ReadParagraph]:

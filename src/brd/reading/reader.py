@@ -4,14 +4,21 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from brd.reading.behavior import Behavior, behaviors_of
-from brd.reading.chosen import Progress, ReadParagraph, iter_paragraphs, load_paragraphs, save_paragraphs
+from brd.reading.chosen import (
+    Progress,
+    ReadParagraph,
+    iter_paragraphs,
+    load_paragraphs,
+    save_paragraphs,
+    write_paragraphs,
+)
 from brd.reading.floor import Floor
 from brd.reading.known import Known, known_to
 from brd.reading.lookup import Lookup
@@ -29,9 +36,15 @@ GROUP = 1024
 
 
 def read(
-    recipe: Recipe, folder: Path, teacher: Teacher, progress: Progress | None = None, corpus: Corpus | None = None
+    recipe: Recipe,
+    folder: Path,
+    teacher: Teacher,
+    progress: Progress | None = None,
+    corpus: Corpus | None = None,
+    chosen: Iterable[ReadParagraph] | None = None,
 ) -> Counter[str]:
-    """Read the corpus into ``folder``; returns counts. An interrupted call goes on where it stopped.
+    """Read the corpus, or paragraphs that were ``chosen`` elsewhere, into ``folder``; returns counts. An interrupted
+    call goes on where it stopped.
 
     In memory are some thousands of sentences, the readings of a shard, and 24 bytes for each reading that is stored or
     known (with ``text.order`` shuffled the corpus as well). ``progress`` is told (what, done, of) now and then. Raises
@@ -40,7 +53,10 @@ def read(
     counts: Counter[str] = Counter()
     with Store(folder, recipe.reading.shard_rows) as store:
         counts["shards_mended"] = store.mended
-        save_paragraphs(recipe, folder, counts, progress, corpus)
+        if chosen is None:
+            save_paragraphs(recipe, folder, counts, progress, corpus)
+        else:
+            write_paragraphs(folder, chosen, counts)
         behaviors, identity = behaviors_of(recipe.reading), teacher_hash(teacher)
         known = known_to(recipe, names := Names(recipe, behaviors, identity), folder.parent)
         (folder / "teacher.json").write_text(json.dumps({"hash": identity, **teacher.identity()}, indent=2) + "\n")

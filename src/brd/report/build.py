@@ -248,6 +248,11 @@ def _story(summary: Figures, recipe: Figures) -> list[str]:
         f"The student is {_model(recipe, 'student')}; it was tested in {counted(len(arms), 'arm')}, "
         f"{tasks.how_asked(summary)}, on tasks that it had not seen, and on reading held-out text.",
     ]
+    if learnt := summary.get("task_inputs"):
+        said.append(
+            f"Not unseen: {_listed(learnt['arms'])} learnt from other inputs of {_listed(learnt['tasks'])} "
+            "(of no item that is tested)."
+        )
     if corpus := text.get("corpus"):
         on = ", ".join(f"{name} {counted(f['dropped'] + f['changed'])}" for name, f in corpus["filters"].items())
         said.append(

@@ -22,7 +22,8 @@ class Distillation(Section):
     the teacher in the loss of ``kd``, ``temperature`` that of both distributions; ``top`` and ``drawn`` tokens are kept
     of the teacher's. ``gkd`` and ``minillm`` go on with the first ``prompt_tokens`` of a row for ``new_tokens``: gkd in
     a share ``on_policy`` of the batches, ``beta`` being that of its divergence; minillm draws from a mixture of
-    student and teacher, with a ``teacher_share`` of the teacher.
+    student and teacher, with a ``teacher_share`` of the teacher. In the arm ``seq_kd``, of the plain loss, the teacher
+    goes on with at most about ``prompt_tokens`` of a paragraph for at most ``new_tokens``.
     """
 
     teacher_model: str | None = None
