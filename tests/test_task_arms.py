@@ -18,8 +18,8 @@ from brd.evaluation.tasks import load_task
 from brd.evaluation.tested import ScoredItems, with_prompts
 from brd.fingerprints import Fingerprints
 from brd.reading.answers import Answers, Asked
-from brd.reading.pending import Prompt
 from brd.recipe_tasks import task_inputs
+from brd.teachers.teacher import Prompt
 from openai_server import MODEL, Reply, Server, completion
 from openai_server import Asked as Request
 

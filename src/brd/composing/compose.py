@@ -61,7 +61,7 @@ def compose_lessons(
             answers += len(lesson.answers)
             yield lesson.text
 
-    meta = _pack_text(recipe, texts(), tokenizer, folder, None, fill, about={"lessons": parts})
+    meta = _pack_text(recipe, texts(), tokenizer, folder, None, fill=fill, about={"lessons": parts})
     return {**meta, "readings": answers}
 
 

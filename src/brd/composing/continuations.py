@@ -7,8 +7,8 @@ from typing import Any
 
 from brd.composing.packing import encode
 from brd.reading.answers import Answers, Asked
-from brd.reading.pending import Prompt
 from brd.recipe import Recipe
+from brd.teachers.teacher import Prompt
 
 # For teachers that follow instructions; others go on with a text by themselves.
 TASK = "Go on with the text. Write only what comes next, in the same style."

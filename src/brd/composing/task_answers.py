@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 from brd.reading.answers import Answers, Asked
-from brd.reading.pending import Prompt
 from brd.reading.task_inputs import TaskInput
-from brd.teachers.teacher import Answer
+from brd.teachers.teacher import Answer, Prompt
 
 Choose = Callable[[Sequence[TaskInput]], Iterable[tuple[int, int]]]
 """The number of each input's likeliest candidate, as (number of the input, number of the candidate)."""

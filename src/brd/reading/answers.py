@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from brd.reading.chosen import Progress
-from brd.reading.pending import Prompt
 from brd.reading.reader import teacher_hash
 from brd.reading.store import Reading, Store, every, reading_key
-from brd.teachers.teacher import Answer, Teacher
+from brd.teachers.teacher import Answer, Prompt, Teacher
 
 
 @dataclass(frozen=True, slots=True)
