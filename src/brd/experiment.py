@@ -19,6 +19,8 @@ Data = Literal["none", "original", "same", "lessons", "continuations", "answers"
 TASK_DATA: tuple[Data, ...] = ("answers", "labels", "relaxed")
 # The arm whose lessons say how long every arm trains.
 REFERENCE = "brd"
+# What every arm starts from where the recipe heals the student first.
+HEALED = "healed"
 # Scored beside the arms where the recipe has it.
 TEACHER = "teacher"
 

@@ -1,27 +1,22 @@
 """The road of the data: read, compose, train, evaluate, report. A step runs only when what it rests on changed."""
 
-import shutil
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from brd.console import Console
 from brd.errors import BrdError
-from brd.experiment import REFERENCE, TASK_DATA, TEACHER, Arm, Data, chain, reads, split_last
+from brd.experiment import HEALED, REFERENCE, TEACHER, Arm, chain, reads, split_last
 from brd.experiment import arm as arm_of
 from brd.fingerprints import Fingerprints
 from brd.recipe import Recipe, changed
 from brd.recipe_corpus import open_corpus
-from brd.run import RunFolder, fingerprint, provenance, read_json, write_json
-from brd.students import describe, set_aside_card
-from brd.summary import composed_lines, evaluation_line, reading_lines
+from brd.run import RunFolder, provenance, read_json, write_json
+from brd.steps import composing, training
+from brd.students import describe
+from brd.summary import evaluation_line, reading_lines
 from brd.text.corpus import Corpus
 
 STEPS = ("read", "compose", "train", "evaluate", "report")
-# What every arm starts from where the recipe heals the student first.
-HEALED = "healed"
-# By how much arms may differ in trained tokens where rows end in padding (a share of the most).
-SAME_TOKENS = 0.02
 
 
 class Pipeline:
@@ -48,9 +43,9 @@ class Pipeline:
 
     def up_to(self, last: str) -> None:
         if STEPS.index(last) >= STEPS.index("compose"):
-            self._check_task_data()
+            composing.check_task_data(self)
         if STEPS.index(last) >= STEPS.index("train"):
-            self._check_teachers()
+            training.check_teachers(self)
         for step in STEPS[: STEPS.index(last) + 1]:
             getattr(self, step)()
 
@@ -102,7 +97,7 @@ class Pipeline:
         state["report"] = current("report", self.report_print(), path / "report.html")
         return state
 
-    def _needs(self, step: str, names: list[str]) -> None:
+    def needs(self, step: str, names: list[str]) -> None:
         state = self.state()
         if missing := [name for name in names if not state[name]]:
             raise BrdError(
@@ -169,284 +164,15 @@ class Pipeline:
 
     def compose(self) -> None:
         """Readings to token files."""
-        self._needs("read", ["read"])
-        if self.recipe.student.keep_layers is not None:
-            self._compose_layers()
-        if self.recipe.healing:
-            self._compose_healing()
-        if not self.composed:
-            return
-        readings: Any = None
-        for arm in self.composed:
-            folder = self.run.path / "composed" / arm
-
-            def work(arm: str = arm, folder: Path = folder) -> dict[str, Any]:
-                nonlocal readings
-                from brd.composing.compose import compose, steps_for
-                from brd.reading.reader import Readings
-                from brd.training.student import student_tokenizer
-
-                readings = readings or Readings(self.recipe, self.readings_folder)
-                recipe, data = self.arm_recipe(arm), self.about(arm).data
-                rows, fill = 0, 1.0
-                if arm != REFERENCE and recipe.composing.packing == "best_fit":
-                    fill = self._fill()
-                if data != "lessons":
-                    # As many as there are lessons, so that a seed draws its share of them as it does of lessons.
-                    rows = max(self._rows(), steps_for(self._rows(), recipe) * recipe.training.rows_per_step)
-                more_of = self._more_of(recipe, data)
-                with open_corpus(recipe, folder.with_name(f"{arm}.dropped.parquet")) as corpus, more_of as more:
-                    meta = compose(recipe, data, readings, student_tokenizer(recipe), folder, rows, corpus, fill, more)
-                return {**meta, **corpus.counts()}
-
-            manifest = self.run.do(f"compose.{arm}", self.compose_print(arm), [folder], work, self.console.say)
-            for line in composed_lines(arm, manifest["result"]):
-                self.console.say(f"  {line}")
-
-    def _more_of(self, recipe: Recipe, data: Data) -> AbstractContextManager[Any]:
-        """The teacher and task inputs, for an arm that takes them."""
-        if data not in (*TASK_DATA, "continuations"):
-            return nullcontext()
-        from brd.recipe_tasks import more_of
-
-        return more_of(recipe, data, self.run.path, self.console.progress)
-
-    def _compose_healing(self) -> None:
-        folder = self.run.path / "composed" / "healing"
-
-        def work() -> dict[str, Any]:
-            from brd.composing.compose import compose_healing
-            from brd.training.student import student_tokenizer
-
-            with open_corpus(self.recipe, folder.with_name("healing.dropped.parquet")) as corpus:
-                meta = compose_healing(self.recipe, student_tokenizer(self.recipe), folder, corpus)
-            return {**meta, **corpus.counts()}
-
-        self.run.do("compose.healing", self.heal_print(), [folder], work, self.console.say)
-
-    def _compose_layers(self) -> None:
-        folder = self.run.path / "composed" / "layers"
-
-        def work() -> dict[str, Any]:
-            from brd.composing.compose import compose_held_out, held_out_texts
-            from brd.training.student import student_tokenizer
-
-            with open_corpus(self.recipe) as corpus:
-                texts = held_out_texts(self.recipe, corpus)
-                return compose_held_out(self.recipe, texts, student_tokenizer(self.recipe), folder)
-
-        self.run.do("compose.layers", self.layers_print(), [folder], work, self.console.say)
-
-    def _rows(self) -> int:
-        meta = read_json(self.run.path / "composed" / REFERENCE / "meta.json")
-        return int(meta["rows"])
-
-    def _fill(self) -> float:
-        """The share of a row of the reference arm that is no padding."""
-        meta = read_json(self.run.path / "composed" / REFERENCE / "meta.json")
-        return float(meta["tokens"] / (meta["rows"] * meta["row_tokens"]))
-
-    def _check_tokens(self) -> None:
-        """BrdError, before any arm is trained, when arms would train on clearly different numbers of tokens."""
-        from brd.composing.compose import steps_for
-        from brd.composing.packing import TokenRows
-        from brd.training.documents import trained_tokens
-        from brd.training.trainer import row_order
-
-        tokens: dict[str, int] = {}
-        for arm in self.trained:
-            if not self._trains_otherwise(arm):
-                recipe = self.arm_recipe(arm)
-                rows = TokenRows(self.run.path / "composed" / arm)
-                total = steps_for(self._rows(), recipe) * recipe.training.rows_per_step
-                tokens[arm] = trained_tokens(rows, row_order(len(rows), total, recipe.seed))
-        if _apart(tokens) > SAME_TOKENS:
-            raise BrdError(
-                f"composing.packing: the arms' documents fill rows so differently that they would train on different "
-                f"numbers of tokens in the same steps ({tokens}); use longer rows (composing.row_tokens), or "
-                "composing.packing: stream"
-            )
-
-    def _trains_otherwise(self, arm: str) -> bool:
-        changes = self.about(arm).overrides.keys() - {"training.objective"}
-        return any(key.startswith("training.") for key in changes)
+        composing.compose(self)
 
     def train(self) -> None:
         """Token files to students."""
-        healing = ["healing"] if self.recipe.healing else []
-        layers = ["layers"] if self.recipe.student.keep_layers is not None else []
-        self._needs("compose", [f"compose.{arm}" for arm in [*layers, *healing, *self.composed]])
-        if layers:
-            self._measure_layers()
-        best_fit = self.recipe.composing.packing == "best_fit"
-        if best_fit:
-            self._check_tokens()
-        if self.recipe.healing:
-            self._heal()
-        tokens: dict[str, int] = {}
-        dtypes: dict[str, str] = {}
-        for arm in self.students:
-            folder = self.student(arm)
-
-            def work(arm: str = arm, folder: Path = folder) -> dict[str, Any]:
-                from brd.composing.compose import steps_for
-                from brd.training import launch
-                from brd.training.student import load_student, student_tokenizer
-                from brd.training.trainer import save
-
-                set_aside_card(folder)
-                recipe, about = self._cut(self.arm_recipe(arm)), self.about(arm)
-                tokenizer = student_tokenizer(recipe)
-                start = self.student(HEALED) if recipe.healing else None
-                if about.after is not None:
-                    start = self.student(about.after)
-                if about.data == "none":
-                    save(load_student(recipe, tokenizer, start), tokenizer, folder)
-                    return {"steps": 0, "trained_tokens": 0, "passes": 0.0, "losses": []}
-                steps = steps_for(self._rows(), recipe)
-                task = {
-                    "recipe": recipe,
-                    "tokens": self.tokens(arm),
-                    "steps": steps,
-                    "tokenizer": tokenizer,
-                    "folder": folder,
-                    "start": start,
-                    "mark": self.train_print(arm),
-                    "held_out": self._held_out(recipe, tokenizer),
-                    "keep_checkpoints": True,
-                    "method": self._method(recipe, self.tokens(arm), tokenizer),
-                }
-                told = {
-                    "on_step": lambda step, loss: self._on_step(arm, steps, step, loss),
-                    "on_held_out": lambda step, loss: self._log_training(arm, step, held_out_loss=loss),
-                }
-                result: dict[str, Any] = launch.run(
-                    recipe.training, "brd.training.trainer:train", task, told, folder.with_name(f"{arm}.process")
-                )
-                return result
-
-            manifest = self.run.do(f"train.{arm}", self.train_print(arm), [folder], work, self.console.say)
-            describe(self, arm)
-            shutil.rmtree(folder.with_name(f"{arm}.checkpoints"), ignore_errors=True)
-            if self.about(arm).data != "none":
-                result = manifest["result"]
-                dtypes[arm] = result["dtype"]
-                if not self._trains_otherwise(arm):
-                    tokens[arm] = result["trained_tokens"]
-                self.console.say(
-                    f"  {arm}: {result['steps']} steps, {result['trained_tokens']} trained tokens, "
-                    f"{result['passes']:.2f} passes over its text"
-                )
-        if len(set(dtypes.values())) > 1:
-            raise BrdError(f"the arms were trained in different dtypes: {dtypes}; name one in training.dtype")
-        if _apart(tokens) > (SAME_TOKENS if best_fit else 0):
-            raise BrdError(f"the arms trained on different numbers of tokens: {tokens}; please report this as a bug")
-
-    def _check_task_data(self) -> None:
-        """Before anything is read: whether task inputs are there."""
-        for arm in self.composed:
-            if (data := self.about(arm).data) in TASK_DATA:
-                from brd.recipe_tasks import check_task_data
-
-                check_task_data(self.arm_recipe(arm), labels=data == "labels")
-
-    def _check_teachers(self) -> None:
-        """Before hours of reading: whether the teachers of distillation have the student's tokens."""
-        recipes = [self.arm_recipe(arm) for arm in self.students if self.about(arm).data != "none"]
-        for recipe in recipes:
-            if recipe.training.objective != "lm":
-                from brd.training.distillation.teacher import check_teacher
-                from brd.training.student import student_tokenizer
-
-                check_teacher(recipe, student_tokenizer(recipe))
-
-    def _method(self, recipe: Recipe, tokens: Path, tokenizer: Any) -> Any:
-        """How to train by another objective than the plain one; None for that."""
-        if recipe.training.objective == "lm":
-            return None
-        from brd.training.distillation.method import method_of
-
-        return method_of(recipe, tokens, tokenizer, self.run.path / "signals", self.console.progress)
-
-    def _on_step(self, name: str, steps: int, step: int, loss: float) -> None:
-        self._log_training(name, step, loss=loss)
-        self.console.progress(f"train {name}", step, steps, f"loss {loss:.3f}")
-
-    def _log_training(self, name: str, step: int, **figures: float) -> None:
-        self.run.log({"step": "train", "arm": name, "train_step": step, **figures})
-
-    def _held_out(self, recipe: Recipe, tokenizer: Any) -> Path | None:
-        """The token file of held-out text where training looks at its loss."""
-        if not recipe.training.evaluate_steps:
-            return None
-        folder = self.run.path / "composed" / "held_out"
-
-        def work() -> dict[str, Any]:
-            from brd.composing.compose import compose_held_out
-            from brd.reading.chosen import iter_paragraphs
-
-            texts = (p.text for p in iter_paragraphs(self.readings_folder) if p.held_out)
-            return compose_held_out(recipe, texts, tokenizer, folder)
-
-        wanted = fingerprint("held_out", self.compose_print(REFERENCE))
-        self.run.do("compose.held_out", wanted, [folder], work, self.console.say)
-        return folder
-
-    def _cut(self, recipe: Recipe) -> Recipe:
-        """With the layers that were chosen by measuring, the same for all arms."""
-        from brd.training.layers import cut_to
-
-        return cut_to(recipe, self.result("train.layers")["kept"] if recipe.student.keep_layers is not None else None)
-
-    def _measure_layers(self) -> None:
-        def work() -> dict[str, Any]:
-            from brd.composing.packing import TokenRows
-            from brd.training.layers import measure
-            from brd.training.student import load_whole
-
-            rows = TokenRows(self.run.path / "composed" / "layers")
-            return measure(self.recipe, load_whole(self.recipe), rows)
-
-        manifest = self.run.do("train.layers", self.layers_print(), [], work, self.console.say)
-        kept, influence = manifest["result"]["kept"], manifest["result"]["influence"]
-        dropped = [f"{n} ({influence[n]:.3f})" for n in range(len(influence)) if n not in kept]
-        self.console.say(f"  layers: {len(kept)} of {len(influence)} kept; without {', '.join(dropped)}")
-
-    def _heal(self) -> None:
-        folder = self.student(HEALED)
-
-        def work() -> dict[str, Any]:
-            from brd.training import launch
-            from brd.training.student import student_tokenizer
-
-            task = {
-                "recipe": self._cut(self.recipe),
-                "tokens": self.run.path / "composed" / "healing",
-                "tokenizer": student_tokenizer(self.recipe),
-                "folder": folder,
-                "mark": self.heal_print(),
-            }
-            told = {"on_step": lambda steps, step, loss: self._on_step(HEALED, steps, step, loss)}
-            result: dict[str, Any] = launch.run(
-                self.recipe.training,
-                "brd.training.healing:heal",
-                task,
-                told,
-                folder.with_name(f"{HEALED}.process"),
-            )
-            return result
-
-        manifest = self.run.do("train.healed", self.heal_print(), [folder], work, self.console.say)
-        result = manifest["result"]
-        first, last = result["curve"][0], result["curve"][-1]
-        self.console.say(
-            f"  {HEALED}: loss on held-out text {first[1]:.3f} -> {last[1]:.3f} over {last[0]} tokens "
-            f"({'stands still' if result['stands_still'] else 'still falling at the limit'})"
-        )
+        training.train(self)
 
     def evaluate(self) -> None:
         """Students to scores."""
-        self._needs("train", [f"train.{arm}" for arm in self.students])
+        self.needs("train", [f"train.{arm}" for arm in self.students])
         from brd.evaluation import evaluate as step
 
         readings: Any = None
@@ -486,7 +212,7 @@ class Pipeline:
 
     def report(self) -> None:
         """Scores to summary.json, run.json, audit.json and report.html."""
-        self._needs("evaluate", [f"{self._evaluate}.{arm}" for arm in self.evaluated])
+        self.needs("evaluate", [f"{self._evaluate}.{arm}" for arm in self.evaluated])
 
         def work() -> dict[str, Any]:
             from brd.audit import audit
@@ -530,8 +256,3 @@ class Pipeline:
                 **{f"{self._evaluate}.{arm}": self.evaluate_print(arm) for arm in self.evaluated},
             },
         }
-
-
-def _apart(tokens: dict[str, int]) -> float:
-    """How far the least lies below the most, as a share of it."""
-    return 1 - min(tokens.values()) / max(tokens.values()) if tokens else 0.0

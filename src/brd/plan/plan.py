@@ -13,8 +13,8 @@ import pyarrow as pa
 import zstandard
 
 from brd.console import Console
-from brd.experiment import REFERENCE
-from brd.pipeline import HEALED, Pipeline
+from brd.experiment import HEALED, REFERENCE
+from brd.pipeline import Pipeline
 from brd.plan import training
 from brd.plan.asking import Measured, ask, most_at_once, untimed
 from brd.plan.corpus import Candidate, Corpus, look, mean_length
