@@ -148,7 +148,7 @@ def test_a_card_follows_its_student_but_not_over_what_somebody_wrote(run: Path) 
     pipeline.evaluate()
     assert card.read_text() == "My own words."
     # Trained anew the folder is another; the words stay beside it.
-    longer = recipes.changed(pipeline.recipe, {"training.weight_decay": 0.5})
+    longer = recipes.changed(pipeline.recipe, {"training.learning_rate": 1e-4})
     Pipeline(longer, RunFolder(run, longer), Console()).train()
     assert "# small: brd" in card.read_text()
     assert (run / "students" / "brd.README.md").read_text() == "My own words."

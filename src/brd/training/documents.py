@@ -106,8 +106,9 @@ def what_keeps_apart(model: Any) -> Apart:
 
 def check_tokenizer(rows: TokenRows, folder: Path, tokenizer: Any) -> None:
     """BrdError when the tokens in a folder are another tokenizer's."""
-    made_by, own = rows.meta.get("tokenizer"), tokenizer_mark(tokenizer)
-    if made_by is not None and made_by != own:
+    made_by = rows.meta.get("tokenizer")
+    # Files of earlier versions do not say.
+    if made_by is not None and made_by != (own := tokenizer_mark(tokenizer)):
         raise BrdError(
             f"{folder}: these are the tokens of another tokenizer than the student's ({made_by}, not {own}); "
             "run `brd compose` again, or name the student that they were made for"

@@ -149,13 +149,14 @@ def train(
     losses = [(e["step"], round(float(e["loss"]), 4)) for e in trainer.state.log_history if "loss" in e]
     take_out(model)
     model.config.use_cache = use_cache
-    parameters = model.num_parameters()
     whole = checkpoints.whole_weights(model)
     if whole is not None and processes.is_main():
         # The wrapped model holds parts only.
         model = _model(recipe, tokenizer, start)
         checkpoints.fill(model, whole)
     processes.from_main(partial(save, model, tokenizer, folder))
+    # Adapters are a part of the plain weights by now.
+    parameters = model.num_parameters()
     if processes.is_main() and not keep_checkpoints:
         shutil.rmtree(kept, ignore_errors=True)
     del trainer, model
