@@ -24,11 +24,11 @@ class ScoredItems:
         self._items: set[bytes] = set()
         self._texts: set[bytes] = set()
         for task in tasks:
-            plain = records(task.name, task.source)
-            source: Iterable[tuple[Record, Item | None]] = (
-                with_prompts(task, plain) if task.name in asked else ((record, None) for record in plain)
-            )
-            for record, item in source:
+            source = records(task.name, task.source)
+            both: Iterable[tuple[Record, Item | None]] = ((record, None) for record in source)
+            if task.name in asked:
+                both = with_prompts(task, source)
+            for record, item in both:
                 if half is None or half_of(task, record) == half:
                     self._items.update(_prints(task, record, item))
                     self._texts.update(_hash(text) for text in texts_of(task, record))
