@@ -57,7 +57,7 @@ def test_arms_that_would_train_on_different_numbers_of_tokens_stop_before_the_fi
 ) -> None:
     pipeline = road(composing=WHOLE, arms=["further", "brd"])
     # As if the reference's rows were emptier than they are: further then holds less.
-    monkeypatch.setattr(Pipeline, "_fill", lambda _: 0.8)
+    monkeypatch.setattr("brd.steps.composing.reference_fill", lambda _: 0.8)
     pipeline.up_to("compose")
     monkeypatch.setattr("brd.training.trainer.train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(BrdError, match=r"^composing.packing: .*'brd': \d+.*row_tokens.*composing.packing: stream$"):
