@@ -84,6 +84,10 @@ def test_a_chain_is_its_last_arm_from_the_student_of_the_others(recipe_file: Any
         ({"arms": ["base+brd"]}, "base+brd: base trains nothing"),
         ({"arms": ["kd+brd", "kd+brd"]}, "an arm is named twice"),
         ({"arms": ["gkd"]}, "64 and 64 are more than a row has (composing.row_tokens, 64); the arm gkd"),
+        (
+            {"arms": ["brd", "kd"], "training": {"attention": "document"}},
+            "training.attention: the arm kd compares teacher and student over whole rows",
+        ),
         ({"distillation": {"weight": 2}}, "distillation.weight"),
         ({"distillation": {"topk": 2}}, "did you mean 'top'"),
     ],

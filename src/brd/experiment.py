@@ -128,6 +128,12 @@ def check_objectives(recipe: "Recipe") -> None:
                 f"distillation.teacher_model: a teacher of kind {kind} gives text and no distributions over its "
                 f"vocabulary, which the arm {name} learns from; name a model folder or a Hub name here"
             )
+        if own.training.attention == "document":
+            # Teacher and student would see the whole row, whatever was asked for.
+            raise BrdError(
+                f"training.attention: the arm {name} compares teacher and student over whole rows; use row, or "
+                "leave the arm out"
+            )
         longest, row = settings.prompt_tokens + settings.new_tokens, own.composing.row_tokens
         if objective != "kd" and longest > row:
             raise BrdError(
@@ -139,9 +145,9 @@ def check_objectives(recipe: "Recipe") -> None:
 
 def check_task_inputs(recipe: "Recipe") -> None:
     """BrdError for an arm that learns from task inputs where the recipe names none."""
-    for name in dict.fromkeys(part for arm_name in recipe.arms for part in chain(arm_name)):
-        from brd.recipe import changed
+    from brd.recipe import changed
 
+    for name in dict.fromkeys(part for arm_name in recipe.arms for part in chain(arm_name)):
         found = arm(recipe, name)
         if found.data in TASK_DATA and not changed(recipe, found.overrides).task_data.inputs:
             raise BrdError(
