@@ -33,7 +33,7 @@ TOP = 20
 
 
 class LlamaCpp:
-    """llama.cpp's server around a file, one slot; ``exact`` keeps keys and values in float32."""
+    """llama.cpp's server around a file, one slot; ``exact`` computes attention in float32, too."""
 
     def __init__(self, file: Path, threads: int, exact: bool) -> None:
         import xllamacpp
@@ -43,8 +43,9 @@ class LlamaCpp:
         settings.n_parallel, settings.n_ctx, settings.n_threads_http = 1, 1024, 2
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
         if exact:
-            # Its default is float16.
+            # Its defaults: keys and values in float16, and flash attention, which computes in float16 anyway.
             settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+            settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         settings.warmup = settings.ui = False
         settings.verbosity = -1
         self.server = xllamacpp.Server(settings)
@@ -69,8 +70,8 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 @torch.no_grad()
-def gguf(threads: int) -> None:
-    folder = embedded.smollm2_folder()
+def gguf(name: str, threads: int) -> None:
+    folder = Path(embedded.model_path(name))
     model, tokenizer = load_model(str(folder), torch.float32).eval(), load_tokenizer(str(folder))
     with open_corpus(load("demo")) as corpus:
         texts = [paragraph.text[:200] for paragraph in islice(corpus, PROMPTS)]
@@ -92,7 +93,7 @@ def gguf(threads: int) -> None:
             print(
                 f"{same} of {len(texts)} texts are the same tokens; log-probabilities of the {TOP} likeliest next ones"
             )
-            print(f"differ by at most {apart:.4f} (keys and values in float{32 if exact else 16})", flush=True)
+            print(f"differ by at most {apart:.5f} (attention {'in float32' if exact else 'as it comes'})", flush=True)
         ids = tokenizer(texts[0])["input_ids"]
         options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
         seconds, out = timed(lambda: model.generate(torch.tensor([ids]), **options))
@@ -158,11 +159,12 @@ def _loss(kept: list[int], rows: Any) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["gguf", "cuts"])
+    parser.add_argument("--model", default=embedded.MODEL_NAME, help="of the GGUF file")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.only in (None, "gguf"):
-        gguf(arguments.threads)
+        gguf(arguments.model, arguments.threads)
     if arguments.only in (None, "cuts"):
         cuts()
 

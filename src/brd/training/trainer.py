@@ -87,8 +87,9 @@ def train(
     With ``keep_checkpoints`` the caller throws them away, once it has noted that the training is done.
 
     Where several processes train, all call this; the main one writes, and is told.
-    Returns the steps and tokens really trained, the losses by step, the dtype, and the objective's name (``chunked``
-    or ``model`` for the two ways of the plain one, see ``objective.py``). Raises BrdError when the loss diverges.
+    Returns the steps and tokens really trained, the losses by step, the dtype, the processes where there were several,
+    and the objective's name (``chunked`` or ``model`` for the two ways of the plain one, see ``objective.py``). Raises
+    BrdError when the loss diverges.
     """
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback
@@ -170,6 +171,7 @@ def train(
         "dtype": hardware.dtype_name(dtype),
         "loss": objective.name,
         **({"apart": apart} if apart else {}),
+        **({"processes": processes.count()} if processes.count() > 1 else {}),
         "parameters": parameters,
     }
 
