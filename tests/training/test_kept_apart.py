@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -185,6 +186,33 @@ def test_training_by_documents_is_the_same_compiled_or_by_the_models_own_loss(
     result = train(load("training.attention=document"), tokens, 4, tokenizer, tmp_path / "own")
     assert result["loss"] == "model"
     assert [loss for _, loss in result["losses"]] == pytest.approx(losses["document"], rel=1e-3)
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_the_loss_that_is_trained_is_that_of_each_document_by_itself(
+    load: Any, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, chunked: bool
+) -> None:
+    # Weights that are large enough for a neighbour to matter, which those of a fresh model are not.
+    student = load_model(str(tiny_model), torch.float32)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(5)
+    student.save_pretrained(tmp_path / "large")
+    loaded = load("training.attention=document", "training.rows_per_step=10")
+    tokenizer = student_tokenizer(loaded)
+    tokens = packed(tokenizer, tmp_path / "tokens")
+    if not chunked:
+        monkeypatch.setattr("brd.training.trainer.can_be_chunked", lambda *_: False)
+    result = train(loaded, tokens, 1, tokenizer, tmp_path / "out", start=tmp_path / "large")
+    rows, total, count = TokenRows(tokens), 0.0, 0
+    for row in range(len(rows)):
+        for document in np.split(rows[row][: rows.filled[row]], rows.ends(row)[:-1]):
+            ids = torch.from_numpy(document)[None]
+            with torch.no_grad():
+                total += float(student.eval()(input_ids=ids, labels=ids).loss) * (len(document) - 1)
+            count += len(document) - 1
+    assert result["losses"][0][1] == pytest.approx(total / count, abs=2e-4)
 
 
 def test_tokens_of_another_tokenizer_are_refused(load: Any, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ cache; but some of its models (XGLM and OPT among them) do not hand the position
 each other without a word. So a model is asked, not believed: what keeps its documents apart is found by running it.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from brd.training.loss import IGNORED
 Apart = Literal["positions", "mask"]
 """What keeps documents apart: positions that start again, or a mask besides."""
 
+# What a row kept apart brings along, for whatever runs a model on it.
+_BESIDE = ("position_ids", "attention_mask")
 # Tokens of the document that is asked about, and of its neighbour.
 _ASKED = 16
 # Of what a neighbour does to a document in its sight, so much may be left.
@@ -57,6 +60,12 @@ def _kept_apart(starts: torch.Tensor, length: int, apart: Apart) -> dict[str, to
         mask = torch.full((length, length), torch.finfo(torch.float32).min).masked_fill_(seen, 0.0)
         inputs["attention_mask"] = mask[None]
     return inputs
+
+
+def beside_ids(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a model is given beside the ids of a batch of ``row_inputs``, so that it keeps their documents apart; nothing
+    where it is not to."""
+    return {name: batch[name] for name in _BESIDE if name in batch}
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
+from brd.training.documents import beside_ids
 from brd.training.loss import IGNORED, chunked_causal_loss
 
 
@@ -49,7 +50,7 @@ class ChunkedLoss:
     name = "chunked"
 
     def __call__(self, model: Any, batch: Mapping[str, torch.Tensor], count: torch.Tensor) -> torch.Tensor:
-        return chunked_causal_loss(model, batch["input_ids"], batch["labels"], count)
+        return chunked_causal_loss(model, batch["input_ids"], batch["labels"], count, **beside_ids(batch))
 
 
 class ModelLoss:
