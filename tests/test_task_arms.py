@@ -17,7 +17,7 @@ from brd.errors import BrdError
 from brd.evaluation.tasks import load_task
 from brd.evaluation.tested import ScoredItems, with_prompts
 from brd.fingerprints import Fingerprints
-from brd.reading.answers import Answers, Asked
+from brd.reading.answers import Answers, Asked, completing
 from brd.recipe_tasks import task_inputs
 from brd.teachers.teacher import Prompt
 from openai_server import MODEL, Reply, Server, completion
@@ -270,10 +270,10 @@ def test_a_torn_journal_costs_one_answer(tmp_path: Path) -> None:
     prompt, asked = Prompt("", ("\n",), 4), [Asked(f"t/{n}", f"p{n % 5}") for n in range(8)]
     first, folder = Counting(dies_at=3), tmp_path / "answers"
     with pytest.raises(KeyboardInterrupt), Answers(folder, first, shard_rows=2) as answers:
-        answers.completions("kind", prompt, asked)
+        answers.of(completing("kind", prompt), asked)
     journal = folder / "journal.jsonl"
     with Answers(folder, Counting(), shard_rows=2) as answers:
-        answers.completions("kind", prompt, [Asked("t/9", "p9")])
+        answers.of(completing("kind", prompt), [Asked("t/9", "p9")])
         torn = journal.read_bytes()
     # What a process leaves that was killed while it wrote: the end of its last line is missing.
     for shard in sorted(folder.glob("readings-*.parquet"))[1:]:
@@ -282,8 +282,8 @@ def test_a_torn_journal_costs_one_answer(tmp_path: Path) -> None:
     journal.write_bytes(torn[:-20])
     second = Counting()
     with Answers(folder, second, shard_rows=2) as answers:
-        found = answers.completions("kind", prompt, [*asked[3:], *asked[:3]])
-        answers.completions("other kind", prompt, asked[:1])
+        found = answers.of(completing("kind", prompt), [*asked[3:], *asked[:3]])
+        answers.of(completing("other kind", prompt), asked[:1])
     assert found == [f"p{n % 5}!" for n in (3, 4, 5, 6, 7, 0, 1, 2)]
     assert len(set(second.asked[:-1])) == len(second.asked[:-1]) == 3
     assert not set(first.asked[:2]) & set(second.asked[:-1])

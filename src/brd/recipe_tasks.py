@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from brd.composing.compose import More
-from brd.composing.task_answers import METRIC
+from brd.composing.task_answers import METRIC, Choose
 from brd.errors import BrdError, nearest
 from brd.evaluation.items import Item, rank, render
 from brd.evaluation.records import Record, Source, records, stamp
@@ -27,6 +27,9 @@ from brd.reading.task_inputs import TaskInput, paragraphs_of
 from brd.recipe import Recipe, changed
 from brd.sections.task_data import source_of
 from brd.teachers import LazyTeacher
+
+# The folders of a run that hold what its arms ask the teacher: answers, and readings of task inputs' sentences.
+ANSWERS, INPUTS_READ = "answers", "task_readings"
 
 
 def learnt(recipe: Recipe) -> dict[str, tuple[Task, Source]]:
@@ -130,16 +133,21 @@ def more_of(recipe: Recipe, data: Data, run: Path, progress: Progress | None) ->
     teacher = LazyTeacher(recipe.teacher)
     counts: Counter[str] = Counter()
     try:
-        with Answers(run / "answers", teacher, recipe.reading.shard_rows, progress) as answers:
+        with Answers(run / ANSWERS, teacher, recipe.reading.shard_rows, progress) as answers:
             yield More(
                 answers,
                 counts,
                 lambda: task_inputs(recipe, data == "labels", counts),
-                partial(_scored, recipe, teacher) if recipe.teacher.kind == "shared_prefix" else None,
+                choosing(recipe, teacher),
                 lambda inputs: _read(recipe, inputs, run, teacher, progress),
             )
     finally:
         teacher.close()
+
+
+def choosing(recipe: Recipe, teacher: LazyTeacher) -> Choose | None:
+    """How a teacher that has probabilities chooses among candidates; None for one that gives text only."""
+    return partial(_scored, recipe, teacher) if recipe.teacher.kind == "shared_prefix" else None
 
 
 def _read(
@@ -148,8 +156,8 @@ def _read(
     """The readings of the inputs' sentences, in a folder of their own; what the run has read is not asked again."""
     known = [*recipe.reading.known, *map(str, shards(run / "readings"))]
     own = changed(recipe, {"reading.known": known})
-    read(own, run / "task_readings", teacher, progress, chosen=paragraphs_of(recipe, inputs))
-    return Readings(recipe, run / "task_readings")
+    read(own, run / INPUTS_READ, teacher, progress, chosen=paragraphs_of(recipe, inputs))
+    return Readings(recipe, run / INPUTS_READ)
 
 
 def _scored(recipe: Recipe, teacher: LazyTeacher, inputs: Sequence[TaskInput]) -> Iterator[tuple[int, int]]:

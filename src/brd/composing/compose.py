@@ -79,12 +79,12 @@ def compose_original(
     Fresh paragraphs come first; where they are scarce those that were read follow, and then all of it again.
     """
     fresh: Counter[str] = Counter()
-    texts = (text for _, text in _original(recipe, readings, corpus, fresh))
+    texts = (text for _, text in original_texts(recipe, readings, corpus, fresh))
     meta = _pack_text(recipe, texts, tokenizer, folder, rows, fill=fill)
     return {**meta, "fresh_paragraphs": fresh["paragraphs"]}
 
 
-def _original(
+def original_texts(
     recipe: Recipe, readings: Readings, corpus: Corpus | None, fresh: Counter[str]
 ) -> Iterator[tuple[str, str]]:
     """Paragraphs with their places: fresh ones, which are counted, then those that were read."""
@@ -117,7 +117,7 @@ def compose_continuations(
     """The token file of sequence-level distillation: beginnings of the text of ``compose_original``, with what the
     teacher wrote behind them."""
     fresh: Counter[str] = Counter()
-    texts = _original(recipe, readings, corpus, fresh)
+    texts = original_texts(recipe, readings, corpus, fresh)
     wanted = rows * recipe.composing.row_tokens
     meta = _pack(recipe, continuations(recipe, texts, more.answers, tokenizer, wanted), tokenizer, folder, rows, fill)
     return {**meta, "fresh_paragraphs": fresh["paragraphs"], "answers": dict(more.answers.counts)}

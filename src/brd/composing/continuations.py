@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 
 from brd.composing.packing import encode
-from brd.reading.answers import Answers, Asked
+from brd.reading.answers import Answers, Asked, Kind, completing
 from brd.recipe import Recipe
 from brd.teachers.teacher import Prompt
 
@@ -23,21 +23,33 @@ def continuations(
 
     About ``tokens`` are wanted: so many texts are asked about at once as may still be needed.
     """
-    settings, chat = recipe.distillation, recipe.teacher.chat_template
-    prompt = Prompt(f"{TASK}\n\n" if chat else "", ("\n\n",), settings.new_tokens)
-    stream = ((place, begun) for place, text in texts if (begun := beginning(text, settings.prompt_tokens, tokenizer)))
-    while some := list(islice(stream, min(MOST, max(FEWEST, math.ceil(tokens / _longest(recipe)))))):
-        # In a conversation what is given is one line.
-        asked = [Asked(place, f"{' '.join(begun.split())}\n" if chat else begun) for place, begun in some]
-        written = answers.completions("continuation", prompt, asked)
+    kind, stream = kind_of(recipe), beginnings(recipe, texts, tokenizer)
+    while some := list(islice(stream, at_once(recipe, tokens))):
+        written = answers.of(kind, [asked for asked, _ in some])
         texts_now = [joined(begun, more) for (_, begun), more in zip(some, written, strict=True) if more.strip()]
         for ids in encode(texts_now, tokenizer):
             tokens -= len(ids)
             yield ids
 
 
-def _longest(recipe: Recipe) -> int:
-    return recipe.distillation.prompt_tokens + recipe.distillation.new_tokens
+def kind_of(recipe: Recipe) -> Kind:
+    """The way in which the teacher is asked."""
+    prefix = f"{TASK}\n\n" if recipe.teacher.chat_template else ""
+    return completing("continuation", Prompt(prefix, ("\n\n",), recipe.distillation.new_tokens))
+
+
+def beginnings(recipe: Recipe, texts: Iterable[tuple[str, str]], tokenizer: Any) -> Iterator[tuple[Asked, str]]:
+    """What is asked about each of ``texts`` (place, paragraph) that has a beginning, with it."""
+    for place, text in texts:
+        if begun := beginning(text, recipe.distillation.prompt_tokens, tokenizer):
+            # In a conversation what is given is one line.
+            yield Asked(place, f"{' '.join(begun.split())}\n" if recipe.teacher.chat_template else begun), begun
+
+
+def at_once(recipe: Recipe, tokens: float) -> int:
+    """How many beginnings the teacher gets at once where so many tokens are wanted yet."""
+    longest = recipe.distillation.prompt_tokens + recipe.distillation.new_tokens
+    return min(MOST, max(FEWEST, math.ceil(tokens / longest)))
 
 
 def beginning(text: str, most: int, tokenizer: Any) -> str:

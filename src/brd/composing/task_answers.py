@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
-from brd.reading.answers import Answers, Asked
+from brd.reading.answers import Answers, Asked, Kind, completing
 from brd.reading.task_inputs import TaskInput
-from brd.teachers.teacher import Answer, Prompt
+from brd.teachers.teacher import Answer, Prompt, Teacher
 
 Choose = Callable[[Sequence[TaskInput]], Iterable[tuple[int, int]]]
 """The number of each input's likeliest candidate, as (number of the input, number of the candidate)."""
@@ -45,22 +45,26 @@ def answered(inputs: Sequence[TaskInput], answers: Answers, choose: Choose | Non
     it writes when it is shown the candidates. ``counts`` is told of those whose answer names no candidate; they are
     left out.
     """
+    said = answers.of(*questions(inputs, choose))
     if choose is None:
-        asked = [Asked(one.place, shown(one)) for one in inputs]
-        texts = answers.completions("option", OPTIONS, asked)
-        picked = [option(text, one.candidates) for text, one in zip(texts, inputs, strict=True)]
+        picked = [option(text, one.candidates) for text, one in zip(said, inputs, strict=True)]
     else:
-
-        def ask(missing: Sequence[Asked]) -> Iterator[tuple[int, Answer]]:
-            by_text = {key_text(one): one for one in inputs}
-            some = [by_text[one.text] for one in missing]
-            for index, candidate in choose(some):
-                yield index, Answer(str(candidate), 0, 0, True)
-
-        asked = [Asked(one.place, key_text(one)) for one in inputs]
-        picked = [int(text) for text in answers.of("candidate", [METRIC], 0, asked, ask)]
+        picked = [int(text) for text in said]
     counts["unanswered"] += sum(number is None for number in picked)
     return [one.text(number) for one, number in zip(inputs, picked, strict=True) if number is not None]
+
+
+def questions(inputs: Sequence[TaskInput], choose: Choose | None) -> tuple[Kind, list[Asked]]:
+    """What the teacher is asked about each input, and in which way."""
+    if choose is None:
+        return completing("option", OPTIONS), [Asked(one.place, shown(one)) for one in inputs]
+    by_text = {key_text(one): one for one in inputs}
+
+    def ask(_: Teacher, asked: Sequence[Asked]) -> Iterator[tuple[int, Answer]]:
+        for index, candidate in choose([by_text[one.text] for one in asked]):
+            yield index, Answer(str(candidate), 0, 0, True)
+
+    return Kind("candidate", (METRIC,), 0, ask), [Asked(one.place, key_text(one)) for one in inputs]
 
 
 def labelled(inputs: Iterable[TaskInput]) -> list[str]:

@@ -1,16 +1,15 @@
-"""The sample of sentences that the teacher is really asked. Its answers go into the run's store as they come."""
+"""The sample that the teacher is really asked. Its answers are kept as they come, where the run will find them."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from brd.plan.corpus import Candidate, pick
-from brd.reading.behavior import Behavior
+from brd.plan.corpus import Candidate, Weighed, pick
 from brd.reading.naming import Name, Names
 from brd.reading.reader import reading_of
-from brd.reading.store import Reading, Store
+from brd.reading.store import Store
 from brd.recipe import Recipe
 from brd.teachers.teacher import Answer, Teacher
 
@@ -50,29 +49,66 @@ Call = list[Asked]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The calls of each behavior (by ``Name.label``); ``start`` seconds went by until the teacher was ready."""
+    """The calls of each question (by its label) in one sitting; the teacher was ready after ``start`` seconds."""
 
     calls: dict[str, list[Call]]
     start: float
 
-    def answers(self, name: str) -> Call:
-        return [answer for call in self.calls.get(name, []) for answer in call]
+    def answers(self, label: str) -> Call:
+        return [answer for call in self.calls.get(label, []) for answer in call]
 
     @property
     def all(self) -> Call:
-        return [answer for name in self.calls for answer in self.answers(name)]
+        return [answer for label in self.calls for answer in self.answers(label)]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
     @staticmethod
     def from_json(tree: dict[str, Any]) -> "Measured":
-        found = {name: [[Asked(**a) for a in call] for call in calls] for name, calls in tree["calls"].items()}
+        found = {label: [[Asked(**a) for a in call] for call in calls] for label, calls in tree["calls"].items()}
         return Measured(found, tree["start"])
 
 
-def untimed(recipe: Recipe) -> str:
-    """Why answers of a sample do not tell the hours of a run; empty where they do."""
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked in one way about each of ``candidates``, which have no answer yet: ``suffix`` behind ``prefix``.
+
+    ``come`` asks about some of them and keeps the answers; it yields the number of each as it came, the key of its
+    reading, whether that is verified, and the answer.
+    """
+
+    label: str
+    prefix: str
+    suffix: Callable[[Any], str]
+    candidates: Sequence[Weighed]
+    come: Callable[[Sequence[Any]], Iterator[tuple[int, str, bool, Answer]]]
+
+
+def reading(
+    recipe: Recipe, teacher: Teacher, names: Names, name: Name, candidates: Sequence[Candidate], store: Store
+) -> Question:
+    """The question of a behavior, whose readings go into ``store``."""
+    behavior = names.behavior_of(name)
+
+    def come(some: Sequence[Candidate]) -> Iterator[tuple[int, str, bool, Answer]]:
+        suffixes = [behavior.suffix(one.text) for one in some]
+        answers = teacher.answer(behavior.prefix, suffixes, stop=behavior.stop, max_new_tokens=name.max_new_tokens)
+        for index, answer in answers:
+            at = some[index]
+            found = reading_of(name.key(at.text), at.paragraph, at.number, behavior, answer, name, recipe)
+            store.append([found])
+            yield index, found.key, found.verdict == "verified", answer
+
+    return Question(name.label, behavior.prefix, lambda one: behavior.suffix(one.text), candidates, come)
+
+
+def untimed(recipe: Recipe, *, by_batch: bool = True) -> str:
+    """Why answers of a sample do not tell the hours of a run; empty where they do. What arms ask goes ``by_batch``
+    nowhere."""
     if recipe.teacher.kind == "vllm":
         return "every call starts vLLM's engines anew, so that a sample does not tell how fast they are"
-    if recipe.teacher.kind == "openai" and recipe.teacher.server.batch:
+    if by_batch and recipe.teacher.kind == "openai" and recipe.teacher.server.batch:
         return "a provider answers batches when it suits it, mostly within a day"
     return ""
 
@@ -103,34 +139,32 @@ def sizes(wanted: int | None, there: int, at_once: int | None) -> list[int]:
 
 
 def ask(
-    recipe: Recipe,
     teacher: Teacher,
-    names: Names,
-    candidates: dict[str, list[Candidate]],
+    named: bool,
+    questions: Sequence[Question],
+    at_once: int | None,
     wanted: int | None,
-    store: Store,
     started: float,
     progress: Callable[[str, int, int], None],
     clock: Callable[[], float] = time.perf_counter,
 ) -> Measured:
-    """Ask the sample of each of ``names`` that has something to ask. ``candidates`` are what is not known yet, by their
-    labels; ``started`` is when the teacher began to be fetched."""
+    """Ask a sample of each question. ``named``: the teacher is a server, whose prompts are whole. ``at_once`` is None
+    where no time is to be told; ``started`` is when the teacher began to be fetched."""
     start = clock() - started
     found: dict[str, list[Call]] = {}
-    for name in names:
-        if not (there := candidates[name.label]):
+    for question in questions:
+        if not question.candidates:
             continue
-        each = sizes(wanted, len(there), None if untimed(recipe) else most_at_once(recipe))
-        drawn = pick(there, sum(each))
-        calls = found[name.label] = []
+        each = sizes(wanted, len(question.candidates), at_once)
+        drawn = pick(question.candidates, sum(each))
+        calls = found[question.label] = []
         done = 0
         for number, size in enumerate(each):
             if number == 2:
                 pace = max(a.end for a in calls[1]) / each[1]
                 size = min(size, max(LEAST, int(PATIENCE / max(pace, 1e-9))))
-            tell = partial(_tell, progress, f"{name.label}, a sample", done, len(drawn))
-            some = drawn[done : done + size]
-            calls.append(_call(recipe, teacher, name, names.behavior_of(name), some, store, tell, clock))
+            tell = partial(_tell, progress, f"{question.label}, a sample", done, len(drawn))
+            calls.append(_call(teacher, named, question, drawn[done : done + size], tell, clock))
             done += size
     return Measured(found, start)
 
@@ -140,45 +174,37 @@ def _tell(progress: Callable[[str, int, int], None], what: str, before: int, of:
 
 
 def _call(
-    recipe: Recipe,
     teacher: Teacher,
-    name: Name,
-    behavior: Behavior,
-    candidates: Sequence[Candidate],
-    store: Store,
+    named: bool,
+    question: Question,
+    some: Sequence[Weighed],
     tell: Callable[[int], None],
     clock: Callable[[], float],
 ) -> Call:
-    suffixes = [behavior.suffix(c.text) for c in candidates]
-    ended: dict[int, tuple[float, Answer, Reading]] = {}
+    ended: dict[int, tuple[float, str, bool, Answer]] = {}
     began = clock()
-    for index, answer in teacher.answer(
-        behavior.prefix, suffixes, stop=behavior.stop, max_new_tokens=name.max_new_tokens
-    ):
-        at = candidates[index]
-        reading = reading_of(name.key(at.text), at.paragraph, at.number, behavior, answer, name, recipe)
-        store.append([reading])
-        ended[index] = (clock() - began, answer, reading)
+    for index, key, verified, answer in question.come(some):
+        ended[index] = (clock() - began, key, verified, answer)
         tell(len(ended))
     noted: Call = []
-    for index, (end, answer, reading) in sorted(ended.items()):
-        prompt, new = answer.prompt_tokens, answer.new_tokens
+    for index, (end, key, verified, answer) in sorted(ended.items()):
+        suffix, prompt, new = question.suffix(some[index]), answer.prompt_tokens, answer.new_tokens
         # There are servers that do not tell.
         counted = bool(prompt) or not (answer.text or answer.finished)
         if not counted:
-            prompt = teacher.count_tokens(behavior.prefix) + teacher.count_tokens(suffixes[index])
+            prompt = teacher.count_tokens(question.prefix) + teacher.count_tokens(suffix)
             new = teacher.count_tokens(answer.text) + 1
         noted.append(
             Asked(
-                key=reading.key,
-                characters=len(reading.text),
+                key=key,
+                characters=len(some[index].text),
                 end=end,
                 prompt=prompt,
-                own=prompt if recipe.teacher.named else teacher.count_tokens(suffixes[index]),
+                own=prompt if named else teacher.count_tokens(suffix),
                 cached=answer.cached_tokens,
                 new=new,
                 counted=counted,
-                verified=reading.verdict == "verified",
+                verified=verified,
                 retries=answer.retries,
             )
         )

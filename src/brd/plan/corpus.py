@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from heapq import nsmallest
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from brd.errors import BrdError
 from brd.plan.pieces import Piece, cut, is_packed
@@ -35,6 +36,18 @@ _UNPACKED = 4.0
 PARTS = ("train", "held_out")
 
 
+class Weighed(Protocol):
+    """What may be asked, and how many of the run's are like it."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def weight(self) -> float: ...
+
+
+C = TypeVar("C", bound=Weighed)
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A sentence that may be asked. ``weight`` sentences of the run are like it."""
@@ -54,7 +67,7 @@ class Corpus:
 
     ``error`` is the standard error of the counts as a share of them (0: counted). ``characters`` are those of the
     training paragraphs. ``seen`` are all distinct sentences where they were counted, else as ``pool``: a sample of
-    them. ``paragraphs`` are a sample of the training paragraphs.
+    them. ``paragraphs`` are a sample of the training paragraphs; ``train`` are all, where they were counted.
     ``seconds`` is what the run takes to go through its corpus. ``how`` says what was looked at.
     """
 
@@ -69,6 +82,7 @@ class Corpus:
     seen: list[Candidate]
     pool: list[Candidate]
     paragraphs: list[ReadParagraph]
+    train: list[ReadParagraph] | None
 
     @property
     def languages(self) -> dict[str, float]:
@@ -123,6 +137,7 @@ def _exact(recipe: Recipe, progress: Callable[[int], None]) -> Corpus:
         seen=list(seen.values()),
         pool=[replace(seen[mark], weight=len(seen) / min(POOL, len(seen))) for mark in nsmallest(POOL, seen)],
         paragraphs=_sample(train),
+        train=train,
     )
 
 
@@ -197,6 +212,7 @@ def _estimate(recipe: Recipe) -> tuple[Corpus, float]:
         seen=pool,
         pool=pool,
         paragraphs=_sample(train),
+        train=None,
     )
     return corpus, gone_through
 
@@ -293,14 +309,13 @@ def _spread(seen: Iterable[_Seen]) -> float:
     return math.sqrt(variance / len(rates)) / mean if mean else 0.0
 
 
-def pick(pool: Iterable[Candidate], most: int) -> list[Candidate]:
+def pick(pool: Iterable[C], most: int) -> list[C]:
     """A sample of a pool with one sentence of each length class (classes of equal weight), drawn by hash; in an order
     of their hashes, but for the longest one, which comes first."""
     by_length = sorted(pool, key=lambda c: (len(c.text), text_hash(c.text)))
     total = sum(c.weight for c in by_length)
     most = min(most, len(by_length))
-    drawn: list[Candidate] = []
-    best: dict[int, tuple[float, Candidate]] = {}
+    best: dict[int, tuple[float, C]] = {}
     before = 0.0
     for candidate in by_length:
         middle = before + candidate.weight / 2
@@ -315,7 +330,7 @@ def pick(pool: Iterable[Candidate], most: int) -> list[Candidate]:
     return drawn
 
 
-def mean_length(pool: Iterable[Candidate]) -> float:
+def mean_length(pool: Iterable[Weighed]) -> float:
     """Characters of a sentence."""
     found = list(pool)
     return sum(c.weight * len(c.text) for c in found) / max(1e-9, sum(c.weight for c in found))

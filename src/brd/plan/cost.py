@@ -1,14 +1,17 @@
-"""Tokens of all sentences from those of a sample, and what they cost."""
+"""Tokens of all that is asked from those of a sample, and what they cost."""
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from brd.plan.asking import Call
 from brd.sections.teacher import Prices, TokenPrices
 
 _Z = 1.96
 _MILLION = 1_000_000
+TOKENS = ("input", "cached", "output", "output_error")
+SECONDS = ("expected", "low", "high")
 
 
 def mean_at(lengths: Sequence[int], values: Sequence[float], length: float) -> tuple[float, float]:
@@ -25,7 +28,42 @@ def mean_at(lengths: Sequence[int], values: Sequence[float], length: float) -> t
     return max(0.0, mean + slope * (length - middle)), error
 
 
-def priced(prices: Prices, tokens: dict[str, float]) -> dict[str, Any]:
+def row(distinct: float, left: int, length: float, answers: Call, asked_now: bool, warm: Call | None) -> dict[str, Any]:
+    """What is known of one question, asked about ``distinct`` sentences of which ``left`` are left, ``length``
+    characters long on average; and tokens of these, by the ``answers`` of a sample. Of ``warm`` ones a server says how
+    much was in its cache; None counts on none."""
+    found: dict[str, Any] = {
+        "known": round(distinct) - left - (len(answers) if asked_now else 0),
+        "asked": len(answers),
+        "to_ask": left,
+    }
+    if not left or not answers:
+        return found
+    asked = [a.characters for a in answers]
+    own, _ = mean_at(asked, [a.own for a in answers], length)
+    new, new_error = mean_at(asked, [a.new for a in answers], length)
+    cached = sum(a.cached for a in warm) / max(1, sum(a.prompt for a in warm)) if warm else 0.0
+    # None of a server, whose own tokens are the whole prompt's.
+    prefix = answers[0].prompt - answers[0].own
+    tokens = (left * own + prefix, left * own * cached, left * new, left * new_error)
+    found["prefix_tokens"] = prefix
+    found["tokens"] = {key: round(value) for key, value in zip(TOKENS, tokens, strict=True)}
+    return found
+
+
+def summed(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The tokens of all rows."""
+    told = [row["tokens"] for row in rows if "tokens" in row]
+    return {key: sum(tokens[key] for tokens in told) for key in TOKENS}
+
+
+def sampled(answers: Call) -> dict[str, float]:
+    """The tokens that a sample took."""
+    prompts, cached = sum(a.prompt for a in answers), sum(a.cached for a in answers)
+    return {"input": prompts, "cached": cached, "output": sum(a.new for a in answers), "output_error": 0.0}
+
+
+def priced(prices: Prices, tokens: Mapping[str, float]) -> dict[str, Any]:
     """What ``input`` tokens (of which ``cached`` in the cache) and ``output`` tokens cost, also by the batch interface
     where the recipe has its prices. ``off`` is the 95 % margin of ``output_error``."""
     found: dict[str, Any] = {"currency": prices.currency, **_at(prices, tokens)}
@@ -36,7 +74,7 @@ def priced(prices: Prices, tokens: dict[str, float]) -> dict[str, Any]:
     return found
 
 
-def _at(prices: TokenPrices, tokens: dict[str, float]) -> dict[str, float]:
+def _at(prices: TokenPrices, tokens: Mapping[str, float]) -> dict[str, float]:
     cached = prices.input if prices.cached_input is None else prices.cached_input
     into = ((tokens["input"] - tokens["cached"]) * prices.input + tokens["cached"] * cached) / _MILLION
     out = tokens["output"] * prices.output / _MILLION

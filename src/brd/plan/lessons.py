@@ -42,7 +42,7 @@ class Sample:
         for reading in sorted(readings, key=lambda r: (len(r.text), r.key)):
             if name := names.named(reading):
                 self._readings[name].append(reading)
-        self._characters = max(1, sum(len(p.text) for p in paragraphs))
+        self.characters = max(1, sum(len(p.text) for p in paragraphs))
 
     def texts(self, recipe: Recipe, part: str) -> Iterator[str]:
         """The lessons of one part (``original`` or a behavior) by the recipe of an arm."""
@@ -66,9 +66,9 @@ class Sample:
             for lesson in lessons_of(paragraph, part, named, settings, answer):
                 yield lesson.text
 
-    def tokens(self, recipe: Recipe, part: str, tokenizer: Any) -> float:
-        """Tokens of a part's lessons for a character of the paragraphs that they are made of."""
-        return sum(map(len, encode(self.texts(recipe, part), tokenizer))) / self._characters
+    def lengths(self, recipe: Recipe, part: str, tokenizer: Any) -> list[int]:
+        """Tokens of each lesson of a part, of the paragraphs of the sample (``characters`` in all)."""
+        return [len(ids) for ids in encode(self.texts(recipe, part), tokenizer)]
 
     def mixed(self, recipe: Recipe) -> Iterator[str]:
         """Lessons of all parts of the mix in turn."""

@@ -8,10 +8,12 @@ from brd.evaluation.tables import grid
 
 def tables(found: Mapping[str, Any]) -> str:
     """The tables of what ``plan`` returned."""
-    reading, training = found["reading"], found["training"]
+    reading, composing, training = found["reading"], found["composing"], found["training"]
     lines = [*_text(found["text"]), "", *_reading(found["teacher"], reading)]
     if reading["prices"]:
         lines += ["", *_prices(reading["prices"], reading["batch"])]
+    if composing:
+        lines += ["", *_composing(found["teacher"], composing)]
     if training:
         lines += ["", *_training(training)]
     lines += ["", *_disk(found["disk"]), "", "evaluation: not estimated"]
@@ -57,23 +59,32 @@ def _text(text: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _reading(teacher: Mapping[str, Any], reading: Mapping[str, Any]) -> list[str]:
+def _asked(what: str, teacher: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Cells of a table of questions."""
     server = teacher["kind"] in ("openai", "vllm")
-    known = "cached" if server else "prefix"
-    rows = [["reading", "known", "to ask", "tokens in", f"of them {known}", "tokens out", "verified %", "time"]]
-    for name, row in reading["behaviors"].items():
-        cells = [name, _number(row["known"] + row["asked"] * bool(reading["asked_now"])), _number(row["to_ask"])]
+    found = [
+        [what, "known", "to ask", "tokens in", f"of them {'cached' if server else 'prefix'}", "tokens out", "time"]
+    ]
+    for name, row in rows.items():
+        cells = ["", "", "", ""]
         if "tokens" in row:
             tokens = row["tokens"]
+            least = "at most " if row.get("assumed") else ""
             shared = tokens["cached"] if server else row["prefix_tokens"]
-            cells += [_number(tokens["input"]), _number(shared), _number(tokens["output"])]
-            cells += [
-                f"{100 * row['verified']:.0f} (of {row['asked']})",
-                _between(row["seconds"]) if "seconds" in row else "not estimated",
-            ]
-        else:
-            cells += [""] * 5
-        rows.append(cells)
+            took = _between(row["seconds"]) if "seconds" in row else "not estimated"
+            cells = [_number(tokens["input"]), _number(shared), least + _number(tokens["output"]), took]
+        found.append([name, _number(row["known"]), _number(row["to_ask"]), *cells])
+    return found
+
+
+def _reading(teacher: Mapping[str, Any], reading: Mapping[str, Any]) -> list[str]:
+    # What was asked for the plan is known by now.
+    now = bool(reading["asked_now"])
+    told = {name: {**row, "known": row["known"] + row["asked"] * now} for name, row in reading["behaviors"].items()}
+    rows = _asked("reading", teacher, told)
+    for cells, row in zip(rows, [{}, *told.values()], strict=True):
+        share = f"{100 * row['verified']:.0f} (of {row['asked']})" if "verified" in row else ""
+        cells.insert(-1, share if row else "verified %")
     if spent := reading["seconds"]:
         rows.append(["all", *[""] * 6, _between(spent)])
         lines = [
@@ -84,7 +95,7 @@ def _reading(teacher: Mapping[str, Any], reading: Mapping[str, Any]) -> list[str
     else:
         lines = [grid(rows), f"time: not estimated: {reading['untimed']}"]
     if reading["asked_now"]:
-        lines.append(f"{reading['asked_now']} answers were asked for this; they are kept, and the run finds them")
+        lines.append(_kept(reading))
     else:
         lines.append("nothing was asked: measured by an earlier plan (--again asks anew)")
     if not reading["full"]:
@@ -100,6 +111,28 @@ def _reading(teacher: Mapping[str, Any], reading: Mapping[str, Any]) -> list[str
             "at once"
         )
     return lines
+
+
+def _kept(asked: Mapping[str, Any]) -> str:
+    return f"{asked['asked_now']} answers were asked for this; they are kept, and the run finds them"
+
+
+def _composing(teacher: Mapping[str, Any], composing: Mapping[str, Any]) -> list[str]:
+    told = {name: {**row, "known": row["known"] + row["asked"]} for name, row in composing["rows"].items()}
+    rows = _asked("asked for arms", teacher, told)
+    if spent := composing["seconds"]:
+        rows.append(["all", *[""] * 5, _between(spent)])
+    lines = [grid(rows)]
+    if composing["untimed"]:
+        lines.append(f"time: not estimated: {composing['untimed']}")
+    if composing["asked_now"]:
+        lines.append(_kept(composing))
+    if any(row["assumed"] for row in told.values()):
+        lines.append(
+            "continuations: as many as it takes where all are as long as they may be, and rather more; none was asked, "
+            "since which texts the run takes is not known before it has gone through the corpus"
+        )
+    return [*lines, *(_prices(composing["prices"], False) if composing["prices"] else [])]
 
 
 def _prices(prices: Mapping[str, Any], batches: bool) -> list[str]:
@@ -124,19 +157,24 @@ def _money(value: float) -> str:
 
 def _training(training: Mapping[str, Any]) -> list[str]:
     rows = [["training", "steps", "tokens", "time"]]
+
+    def took(row: Mapping[str, Any]) -> str:
+        return duration(row["seconds"]) if "seconds" in row else "not measured"
+
+    for name, asked in training["signals"].items():
+        rows.append([f"the teacher's pass for {name}", "", _number(asked["tokens"]), took(asked)])
     for name, arm in training["arms"].items():
-        if "steps" in arm:
-            least = "at most " if arm.get("at_most") else ""
-            took = duration(arm["seconds"]) if "seconds" in arm else "not measured"
-            rows.append([name, _number(arm["steps"]), least + _number(arm["tokens"]), took])
+        least = "at most " if arm.get("at_most") else ""
+        rows.append([name, _number(arm["steps"]), least + _number(arm["tokens"]), took(arm)])
     lines = [grid(rows)]
     if costs := training["costs"]:
-        lines[-1] += f"\nall: {_between(training['seconds'])}"
-        lines.append(
-            f"measured: {duration(costs['once'])} once, {duration(costs['start'])} to the first step, "
-            f"{duration(costs['step'])} a step, {duration(costs['checkpoint'])} a checkpoint, "
-            f"{duration(costs['end'])} to save at the end"
-        )
+        lines[-1] += f"\nall: {_between(training['seconds'])}; {duration(training['once'])} of them once"
+        for name, its in costs.items():
+            told = f"{duration(its['start'])} to the first step, {duration(its['step'])} a step"
+            saved = f"{duration(its['checkpoint'])} a checkpoint, {duration(its['end'])} to save at the end"
+            lines.append(f"measured, as {name} trains: {told}, {saved}")
+    if size := training["teacher_bytes"]:
+        lines.append(f"memory: a teacher of distributions takes {_bytes(size)} beside what its student takes")
     return lines
 
 

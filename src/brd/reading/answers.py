@@ -24,8 +24,25 @@ class Asked:
     text: str
 
 
-AskAll = Callable[[Sequence[Asked]], Iterable[tuple[int, Answer]]]
-"""Answers by number, in whatever order."""
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A way of asking. ``how`` and ``limit`` are all that can change an answer beside the teacher and the text; ``ask``
+    gives answers by number, in whatever order."""
+
+    name: str
+    how: tuple[str, ...]
+    limit: int
+    ask: Callable[[Teacher, Sequence[Asked]], Iterable[tuple[int, Answer]]]
+
+
+def completing(name: str, prompt: Prompt) -> Kind:
+    """The teacher writes on behind each text."""
+
+    def ask(teacher: Teacher, asked: Sequence[Asked]) -> Iterator[tuple[int, Answer]]:
+        texts = [one.text for one in asked]
+        return teacher.answer(prompt.prefix, texts, stop=prompt.stop, max_new_tokens=prompt.max_new_tokens)
+
+    return Kind(name, (prompt.prefix, *prompt.stop), prompt.max_new_tokens, ask)
 
 
 class Answers:
@@ -49,33 +66,34 @@ class Answers:
     def __exit__(self, *error: Any) -> None:
         self._store.__exit__(*error)
 
-    def completions(self, kind: str, prompt: Prompt, asked: Sequence[Asked]) -> list[str]:
-        """What the teacher writes behind each of these, in their order; empty where a server refused."""
+    def of(self, kind: Kind, asked: Sequence[Asked]) -> list[str]:
+        """The answers to these in their order (empty where a server refused); those that are not known are asked."""
+        for _ in self.come(kind, asked):
+            if self._progress:
+                self._progress(kind.name, self.counts["asked"], None)
+        return [self._known[key] for key in self._keys(kind, asked)]
 
-        def ask(missing: Sequence[Asked]) -> Iterator[tuple[int, Answer]]:
-            texts = [one.text for one in missing]
-            return self._teacher.answer(prompt.prefix, texts, stop=prompt.stop, max_new_tokens=prompt.max_new_tokens)
+    def knows(self, kind: Kind, asked: Sequence[Asked]) -> list[bool]:
+        """Of each of these, whether it has an answer."""
+        return [key in self._known for key in self._keys(kind, asked)]
 
-        return self.of(kind, [prompt.prefix, *prompt.stop], prompt.max_new_tokens, asked, ask)
-
-    def of(self, kind: str, how: Sequence[str], limit: int, asked: Sequence[Asked], ask: AskAll) -> list[str]:
-        """The answers to these in their order; ``ask`` is called for those that are not known. ``how`` and ``limit``
-        are all that can change an answer beside the teacher and the text."""
-        if self._identity is None:
-            self._identity = teacher_hash(self._teacher)
-        mark = hashlib.sha256("\0\0".join([kind, *how]).encode()).hexdigest()[:16]
-        keys = [reading_key(self._identity, mark, limit, one.text) for one in asked]
+    def come(self, kind: Kind, asked: Sequence[Asked]) -> Iterator[tuple[int, Answer]]:
+        """Ask those that are not known; yields the number of each as it came and is kept."""
+        keys = self._keys(kind, asked)
         first = {key: number for number, key in reversed([*enumerate(keys)]) if key not in self._known}
         missing = sorted(first.values())
         self.counts["known"] += len(asked) - len(missing)
-        for index, answer in ask([asked[number] for number in missing]) if missing else ():
+        for index, answer in kind.ask(self._teacher, [asked[number] for number in missing]) if missing else ():
             number = missing[index]
-            self._keep(keys[number], kind, asked[number], answer, mark)
-            if self._progress:
-                self._progress(kind, self.counts["asked"], None)
-        return [self._known[key] for key in keys]
+            self._keep(keys[number], kind, asked[number], answer)
+            yield number, answer
 
-    def _keep(self, key: str, kind: str, asked: Asked, answer: Answer, mark: str) -> None:
+    def _keys(self, kind: Kind, asked: Sequence[Asked]) -> list[str]:
+        if self._identity is None:
+            self._identity = teacher_hash(self._teacher)
+        return [reading_key(self._identity, _mark(kind), kind.limit, one.text) for one in asked]
+
+    def _keep(self, key: str, kind: Kind, asked: Asked, answer: Answer) -> None:
         assert self._identity is not None
         row = Reading(
             key=key,
@@ -85,7 +103,7 @@ class Answers:
             start=0,
             end=len(asked.text),
             text=asked.text,
-            behavior=kind,
+            behavior=kind.name,
             raw=answer.text,
             finished=answer.finished,
             content=None,
@@ -94,10 +112,14 @@ class Answers:
             parts=0,
             parts_verified=0,
             teacher=self._identity,
-            prompt_hash=mark,
+            prompt_hash=_mark(kind),
             prompt_tokens=answer.prompt_tokens,
             new_tokens=answer.new_tokens,
         )
         self._store.append([row])
         self._known[key] = answer.text
         self.counts.update(asked=1, prompt_tokens=answer.prompt_tokens, new_tokens=answer.new_tokens)
+
+
+def _mark(kind: Kind) -> str:
+    return hashlib.sha256("\0\0".join([kind.name, *kind.how]).encode()).hexdigest()[:16]

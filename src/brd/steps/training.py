@@ -118,14 +118,14 @@ def _trains_otherwise(pipeline: "Pipeline", arm: str) -> bool:
 
 
 def check_teachers(pipeline: "Pipeline") -> None:
-    """Before hours of reading: whether the teachers of distillation have the student's tokens."""
+    """Before hours of reading: whether what learns a teacher's distributions can do so here."""
     recipes = [pipeline.arm_recipe(arm) for arm in pipeline.students if pipeline.about(arm).data != "none"]
     for recipe in recipes:
         if recipe.training.objective != "lm":
-            from brd.training.distillation.teacher import check_teacher
+            from brd.training.distillation.method import check_method
             from brd.training.student import student_tokenizer
 
-            check_teacher(recipe, student_tokenizer(recipe))
+            check_method(recipe, student_tokenizer(recipe))
 
 
 def _method(pipeline: "Pipeline", recipe: Recipe, tokens: Path, tokenizer: Any) -> Any:

@@ -8,9 +8,10 @@ from typing import Any
 
 from brd.errors import BrdError
 from brd.recipe import Recipe
+from brd.training import launch
 from brd.training.distillation.knowledge import KnowledgeDistillation
 from brd.training.distillation.on_policy import GKD, MiniLLM
-from brd.training.distillation.signals import about_signals, signals_of
+from brd.training.distillation.signals import About, about_signals, check_kept, signals_of
 from brd.training.distillation.teacher import LaterTeacher, check_teacher, identity
 from brd.training.objective import Method
 
@@ -32,12 +33,25 @@ def method_of(
         about = about_signals(tokens, identity(recipe), len(tokenizer), settings)
         found = signals_of(tokens, signals, about, teacher, progress)
         return Method(partial(KnowledgeDistillation, settings.weight, settings.temperature), found.__getitem__)
-    if recipe.training.compile:
-        raise BrdError(f"training.compile: not with {name}, whose answers grow token by token; set it to false for it")
-    if name == "gkd" and importlib.util.find_spec("trl") is None:
-        raise BrdError("gkd: its divergence is TRL's, which is not installed; pip install 'brd[distill]' installs it")
-    check_teacher(recipe, tokenizer)
+    check_method(recipe, tokenizer)
     prompt, new = settings.prompt_tokens, settings.new_tokens
     if name == "gkd":
         return Method(partial(GKD, teacher, prompt, new, settings.on_policy, settings.beta))
     return Method(partial(MiniLLM, teacher, prompt, new, settings.teacher_share))
+
+
+def check_method(recipe: Recipe, tokenizer: Any) -> None:
+    """BrdError, in a moment, where an arm's ``recipe`` cannot train by its objective here."""
+    settings, name = recipe.distillation, recipe.training.objective
+    if name == "kd":
+        check_kept(About({}, "", 0, 0, len(tokenizer), settings.top, settings.drawn, settings.temperature))
+    elif recipe.training.compile:
+        raise BrdError(f"training.compile: not with {name}, whose answers grow token by token; set it to false for it")
+    elif (number := launch.given() or launch.wanted(recipe.training)) > 1:
+        raise BrdError(
+            f"training.processes: {name} samples while it trains, which it does in one process and not in {number}; "
+            "set it to 1"
+        )
+    if name == "gkd" and importlib.util.find_spec("trl") is None:
+        raise BrdError("gkd: its divergence is TRL's, which is not installed; pip install 'brd[distill]' installs it")
+    check_teacher(recipe, tokenizer)
