@@ -34,19 +34,23 @@ def plan(
     from brd.plan.tables import tables
     from brd.recipe import load
     from brd.run import RunFolder
+    from brd.training import launch
 
     loaded = load(recipe, set_)
     folder = out if out is not None else Path("runs") / loaded.name
-    with Console() as console:
-        found = step.plan(
-            loaded,
-            RunFolder(folder, loaded),
-            console,
-            sentences=sentences,
-            with_training=training,
-            again=again,
-        )
-        console.say(f"kept in {folder / step.FILE}; answers in {folder / 'readings'}")
+    with launch.together() as ours:
+        if not ours:
+            return
+        with Console() as console:
+            found = step.plan(
+                loaded,
+                RunFolder(folder, loaded),
+                console,
+                sentences=sentences,
+                with_training=training,
+                again=again,
+            )
+            console.say(f"kept in {folder / step.FILE}; answers in {folder / 'readings'}")
     if json_:
         print(json.dumps({key: value for key, value in found.items() if key not in ("mark", "measured")}, indent=2))
     else:

@@ -21,14 +21,14 @@ from brd.composing.packing import encode
 from brd.composing.task_answers import OPTIONS, questions
 from brd.pipeline import Pipeline
 from brd.plan.asking import SMALL, Asked, Call, Measured, Question, ask, most_at_once, reading, untimed
-from brd.plan.corpus import Candidate, Corpus, mean_length
-from brd.plan.cost import SECONDS, priced, row, sampled, summed
+from brd.plan.corpus import Candidate, Corpus, Weighed, mean_length
+from brd.plan.cost import SECONDS, prices, row
 from brd.plan.reading import is_asked, timing
 from brd.plan.training import Amount
 from brd.reading.answers import Answers, Kind
 from brd.reading.answers import Asked as Prompted
-from brd.reading.known import known_to
-from brd.reading.naming import Names
+from brd.reading.known import Known, known_to
+from brd.reading.naming import Name, Names
 from brd.reading.reader import Readings, teacher_hash
 from brd.reading.store import Store, shards
 from brd.reading.task_inputs import TaskInput, paragraphs_of
@@ -145,22 +145,18 @@ def _told(
                 rows[label]["seconds"] = dict(zip(SECONDS, each, strict=True))
                 spent = [s + t for s, t in zip(spent, each, strict=True)]
                 before += yet.to_ask
-    # Each arm has its teacher fetched.
-    once = len(fetching) * max((m.start + t.start for m, t in timed if t), default=0.0)
-    told = any("seconds" in told for told in rows.values())
-    found: dict[str, Any] = {
+    # Each arm has its teacher fetched; where nothing was asked as arms do, the reading tells what that takes.
+    fetched = [m.start + t.start for m, t in timed if t]
+    once = len(fetching) * max(fetched[: len(sittings)] or fetched, default=0.0)
+    told = any("seconds" in found for found in rows.values())
+    one_by_one = recipe.teacher.prices and recipe.teacher.prices.model_copy(update={"batch": None})
+    return {
         "rows": rows,
         "asked_now": len(now.all),
         "seconds": {"once": once, **dict(zip(SECONDS, (s + once for s in spent), strict=True))} if told else None,
         "untimed": why,
-        "prices": None,
+        "prices": prices(one_by_one, rows.values(), now.all),
     }
-    if recipe.teacher.prices:
-        # One by one, whatever the readings are asked by.
-        prices = recipe.teacher.prices.model_copy(update={"batch": None})
-        found["prices"] = priced(prices, summed(rows.values()))
-        found["prices"]["sample"] = priced(prices, sampled(now.all))["total"]
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,24 +202,26 @@ def _continuations(
         wants = {name: amounts[name].rows * arms[name].composing.row_tokens for name in names}
         # The others find the answers of the one that asks most.
         most = max(names, key=lambda name: wants[name])
-        own, kind = arms[most], kind_of(arms[most])
-        tokens = wants[most] * amounts[most].fill
+        own, kind, tokens = arms[most], kind_of(arms[most]), wants[most] * amounts[most].fill
         about = partial(_question, f"continuations ({begun} + {new})", kind, kind.how[0])
         if corpus.train is None:
             some = [*beginnings(own, ((p.document, p.text) for p in corpus.paragraphs), tokenizer)]
-            length = _mean([len(ids) + new for ids in encode((begun for _, begun in some), tokenizer)])
-            number = math.ceil(tokens / length) if length else 0
-            characters = _mean([len(one.text) for one, _ in some])
-            prefix = teacher.count_tokens(kind.how[0])
-            counts = [(len(one.text), teacher.count_tokens(one.text)) for one, _ in some[:SMALL]]
-            assumed = [_answer(n, count, prefix, new, own.teacher.named) for n, count in counts]
-            left = partial(_Left, number, number, characters)
+            number = math.ceil(tokens / _longest(own, some, tokenizer))
+            left = partial(_Left, number, number, _mean([len(one.text) for one, _ in some]))
+            prefix, named = teacher.count_tokens(kind.how[0]), own.teacher.named
+            texts = [one.text for one, _ in some[:SMALL]]
+            assumed = [_answer(len(text), teacher.count_tokens(text), prefix, new, named) for text in texts]
             yield _Part(about([], answers, teacher), {most}, left, assumed=assumed)
         else:
             stream = partial(_beginnings, own, corpus, tokenizer)
             first = [one for one, _ in islice(stream(), at_once(own, wants[most]))]
             counted = partial(_counted, own, stream, tokens, wants[most], answers, tokenizer)
             yield _Part(about(first, answers, teacher), {most}, counted)
+
+
+def _longest(own: Recipe, some: Sequence[tuple[Prompted, str]], tokenizer: Any) -> float:
+    """Tokens of a document whose continuation is as long as it may be."""
+    return _mean([len(ids) for ids in encode((begun for _, begun in some), tokenizer)]) + own.distillation.new_tokens
 
 
 def _answer(characters: int, own: int, prefix: int, new: int, named: bool) -> Asked:
@@ -257,9 +255,10 @@ def _counted(
     known = answers.knows(kind, [one for one, _ in head])
     there = [pair for pair, is_known in zip(head, known, strict=True) if is_known]
     said = answers.of(kind, [one for one, _ in there])
-    documents = [joined(begun, more) for (_, begun), more in zip(there, said, strict=True) if more.strip()]
     # Where nothing was written there is no document.
-    length = sum(len(ids) for ids in encode(documents, tokenizer)) / max(1, len(there))
+    documents = [joined(begun, more) for (_, begun), more in zip(there, said, strict=True) if more.strip()]
+    length = sum(len(ids) for ids in encode(documents, tokenizer)) / len(there) if there else 0.0
+    length = length or _longest(own, head, tokenizer)
     written, asked, missing = 0.0, set[str](), dict[str, int]()
     texts = chain(head, texts)
     while written < tokens and (some := [one for one, _ in islice(texts, at_once(own, wanted - written))]):
@@ -277,12 +276,13 @@ def _answers(recipe: Recipe, inputs: Mapping[str, list[TaskInput]], answers: Ans
             found.setdefault(asked.text, (arm, one))
     kind, prompts = questions([one for _, one in found.values()], choose)
     label, prefix = ("task inputs, candidates", "") if choose else ("task inputs, options", OPTIONS.prefix)
-
-    def left() -> _Left:
-        open_ = _open(kind, prompts, answers)
-        return _Left(len(prompts), len(open_), mean_length(open_))
-
+    left = partial(_left, len(prompts), partial(_open, kind, prompts, answers))
     return _Part(_question(label, kind, prefix, prompts, answers, teacher), {arm for arm, _ in found.values()}, left)
+
+
+def _left(distinct: int, open_: Callable[[], Sequence[Weighed]]) -> _Left:
+    found = open_()
+    return _Left(distinct, len(found), mean_length(found))
 
 
 def _sentences(
@@ -298,22 +298,18 @@ def _sentences(
     names = Names(recipe, read.behaviors, teacher_hash(teacher))
     elsewhere = [*recipe.reading.known, *map(str, shards(path / "readings"))]
     known = known_to(changed(recipe, {"reading.known": elsewhere}), names, path)
-    found = [
-        Candidate(paragraph, number, 1.0)
-        for some in inputs.values()
-        for paragraph in paragraphs_of(recipe, some)
-        for number in paragraph.readable
-    ]
+    paragraphs = [paragraph for some in inputs.values() for paragraph in paragraphs_of(recipe, some)]
+    found = [Candidate(paragraph, number, 1.0) for paragraph in paragraphs for number in paragraph.readable]
     for name in names:
-        before = {c.text for c in corpus.seen if is_asked(name, c)} if names.teacher == read.teacher else set[str]()
-        own = {c.text: c for c in found if is_asked(name, c)}
-        own = {text: c for text, c in own.items() if text not in before}
-
-        def open_(name: Any = name, own: dict[str, Candidate] = own) -> list[Candidate]:
-            return [c for text, c in own.items() if (key := name.key(text)) not in store and key not in known]
-
-        def left(open_: Callable[[], list[Candidate]] = open_, distinct: int = len(own)) -> _Left:
-            return _Left(distinct, len(there := open_()), mean_length(there))
-
+        same = corpus.seen if names.teacher == read.teacher else []
+        before = {c.text for c in same if is_asked(name, c)}
+        own = {c.text: c for c in found if is_asked(name, c) and c.text not in before}
+        open_ = partial(_unread, name, [*own.values()], store, known)
         question = replace(reading(recipe, teacher, names, name, open_(), store), label=f"task inputs, {name.label}")
-        yield _Part(question, set(inputs), left, name.label)
+        yield _Part(question, set(inputs), partial(_left, len(own), open_), name.label)
+
+
+def _unread(name: Name, some: Sequence[Candidate], store: Store, known: Known) -> list[Candidate]:
+    keys = [name.key(c.text) for c in some]
+    there = store.has(keys)
+    return [c for c, key, stored in zip(some, keys, there, strict=True) if not stored and key not in known]

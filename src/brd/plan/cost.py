@@ -51,16 +51,14 @@ def row(distinct: float, left: int, length: float, answers: Call, asked_now: boo
     return found
 
 
-def summed(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """The tokens of all rows."""
-    told = [row["tokens"] for row in rows if "tokens" in row]
-    return {key: sum(tokens[key] for tokens in told) for key in TOKENS}
-
-
-def sampled(answers: Call) -> dict[str, float]:
-    """The tokens that a sample took."""
-    prompts, cached = sum(a.prompt for a in answers), sum(a.cached for a in answers)
-    return {"input": prompts, "cached": cached, "output": sum(a.new for a in answers), "output_error": 0.0}
+def prices(told: Prices | None, rows: Iterable[Mapping[str, Any]], sample: Call) -> dict[str, Any] | None:
+    """What the tokens of all rows cost, and those that a ``sample`` took; None where nobody knows prices."""
+    if told is None:
+        return None
+    tokens = [row["tokens"] for row in rows if "tokens" in row]
+    took = (sum(a.prompt for a in sample), sum(a.cached for a in sample), sum(a.new for a in sample), 0.0)
+    found = priced(told, {key: sum(each[key] for each in tokens) for key in TOKENS})
+    return {**found, "sample": _at(told, dict(zip(TOKENS, took, strict=True)))["total"]}
 
 
 def priced(prices: Prices, tokens: Mapping[str, float]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from brd.plan.asking import Measured, Question, most_at_once, reading, untimed
 from brd.plan.corpus import Candidate, Corpus
-from brd.plan.cost import SECONDS, priced, row, sampled, summed
+from brd.plan.cost import SECONDS, prices, row
 from brd.plan.timing import InProcess, Slots, doubling
 from brd.reading.behavior import Behaviors
 from brd.reading.known import known_to
@@ -111,22 +111,19 @@ def cost(
                 before += left
     once = measured.start + timed.start if timed and any(remaining.values()) else 0.0
     total = dict(zip(SECONDS, (s + once for s in spent), strict=True))
-    found: dict[str, Any] = {
+    now = measured.all if asked_now else []
+    return {
         "behaviors": rows,
-        "asked_now": len(measured.all) if asked_now else 0,
+        "asked_now": len(now),
         "counted": all(a.counted for a in measured.all),
         "at_once": most_at_once(recipe),
         "full": not timed or timed.full,
         "retries": sum(a.retries for a in measured.all),
         "seconds": None if untimed(recipe) else {"once": once, "text": corpus.seconds, **total},
         "untimed": untimed(recipe),
-        "prices": None,
+        "prices": prices(recipe.teacher.prices, rows.values(), now),
         "batch": recipe.teacher.kind == "openai" and recipe.teacher.server.batch,
     }
-    if prices := recipe.teacher.prices:
-        found["prices"] = priced(prices, summed(rows.values()))
-        found["prices"]["sample"] = priced(prices, sampled(measured.all if asked_now else []))["total"]
-    return found
 
 
 def timing(recipe: Recipe, measured: Measured) -> InProcess | Slots | None:
