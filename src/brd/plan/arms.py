@@ -148,7 +148,7 @@ def _told(
     # Each arm has its teacher fetched; where nothing was asked as arms do, the reading tells what that takes.
     fetched = [m.start + t.start for m, t in timed if t]
     once = len(fetching) * max(fetched[: len(sittings)] or fetched, default=0.0)
-    told = any("seconds" in found for found in rows.values())
+    told = all("seconds" in found for found in rows.values() if found["to_ask"])
     one_by_one = recipe.teacher.prices and recipe.teacher.prices.model_copy(update={"batch": None})
     return {
         "rows": rows,
