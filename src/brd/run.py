@@ -42,18 +42,25 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is whole or absent."""
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is whole, or what it was before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is whole or absent."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
 def read_json(path: Path) -> Any:
+    """What a JSON file holds; None where there is none that can be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    # Not only of JSON: bytes that are no text, too.
+    except (OSError, ValueError):
         return None
 
 
@@ -67,7 +74,7 @@ class RunFolder:
         if fresh and path.exists():
             path.rename(path.with_name(f"{path.name}.before-{datetime.now():%Y%m%d-%H%M%S}"))
         path.mkdir(parents=True, exist_ok=True)
-        (path / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+        write_text(path / "recipe.yaml", dump(recipe))
 
     def manifest(self, step: str) -> dict[str, Any] | None:
         found = read_json(self.path / "steps" / f"{step}.json")
@@ -91,7 +98,7 @@ class RunFolder:
             say(f"{step}: up to date, skipped")
             return manifest
         say(f"{step}: started")
-        (self.path / "steps" / f"{step}.json").unlink(missing_ok=True)
+        self.forget(step)
         start = time.perf_counter()
         result = work()
         seconds = round(time.perf_counter() - start, 2)
@@ -100,6 +107,10 @@ class RunFolder:
         self.log({"step": step, "event": "done", "seconds": seconds})
         say(f"{step}: done in {seconds:.1f} s")
         return manifest
+
+    def forget(self, step: str) -> None:
+        """Have a step count as not done."""
+        (self.path / "steps" / f"{step}.json").unlink(missing_ok=True)
 
     def log(self, event: dict[str, Any]) -> None:
         """Append to metrics.jsonl."""

@@ -173,7 +173,7 @@ def test_torn_or_foreign_ends_of_documents_are_named(tmp_path: Path) -> None:
         (np.array([2, 3]).tobytes(), "does not belong to the tokens"),
     ):
         file.write_bytes(wrong)
-        with pytest.raises(BrdError, match=f"documents.bin: .*{said}.*compose again"):
+        with pytest.raises(BrdError, match=f"documents.bin: .*{said}.*run `brd compose` again"):
             TokenRows(folder)
     file.unlink()
     with pytest.raises(BrdError, match="no readable token file"):

@@ -1,3 +1,5 @@
+import errno
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,44 @@ def test_a_torn_or_missing_token_file_is_named(tmp_path: Path) -> None:
         TokenRows(tmp_path / "p")
     with pytest.raises(BrdError, match="compose"):
         TokenRows(tmp_path / "nowhere")
+
+
+def test_a_changed_token_is_found_by_its_checksum(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    pack([[1, 2, 3, 4]], folder, row_tokens=2, vocabulary=9)
+    TokenRows(folder).check()
+    for name in ("tokens.bin", "documents.bin"):
+        whole = (folder / name).read_bytes()
+        # What a power cut may leave: as long as it was, without its last bytes.
+        (folder / name).write_bytes(whole[:-1] + (b"\0" if whole[-1] else b"\1"))
+        with pytest.raises(BrdError, match=f"{name}: .*run `brd compose` again"):
+            TokenRows(folder).check()
+        (folder / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "torn", [b"", b"{", b"[]", b"1", b"\xff\xfe", b'{"rows": 0, "row_tokens": 2, "dtype": "uint16"}']
+)
+def test_torn_counts_are_named(tmp_path: Path, torn: bytes) -> None:
+    pack([[1, 2, 3, 4]], tmp_path / "p", row_tokens=2, vocabulary=9)
+    (tmp_path / "p" / "meta.json").write_bytes(torn)
+    with pytest.raises(BrdError, match=r"p: no readable token file|p/tokens\.bin: has 8 bytes"):
+        TokenRows(tmp_path / "p")
+
+
+@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+def test_a_full_disk_is_told_as_such_and_what_was_there_stays(tmp_path: Path, packing: Any) -> None:
+    pack([[1, 2]], tmp_path / "p", row_tokens=2, vocabulary=9)
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match="too large") as full:
+            pack([[1] * 8192], tmp_path / "p", row_tokens=64, vocabulary=9, packing=packing)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    assert full.value.errno == errno.EFBIG
+    assert flat(tmp_path / "p") == [1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
 
 
 def test_texts_end_with_eos(tokenizer: Any) -> None:

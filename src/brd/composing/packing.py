@@ -10,10 +10,11 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +69,8 @@ def pack(
             split = {"split": int((lengths > row_tokens).sum())}
             ends = _fit(scratch / "tokens.bin", lengths, unique, row_tokens, dtype, rows, fill)
             total = int(_filled(ends, row_tokens).sum())
-        ends.tofile(scratch / "documents.bin")
+        with (scratch / "documents.bin").open("wb") as file:
+            _put(file, ends)
         meta = {
             "rows": -(-int(ends[-1]) // row_tokens),
             "row_tokens": row_tokens,
@@ -81,6 +83,7 @@ def pack(
             **split,
             "vocabulary": vocabulary,
             **(about or {}),
+            "sums": {name: _synced(scratch / name) for name in ("tokens.bin", "documents.bin")},
         }
         (scratch / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
     except BaseException:
@@ -106,7 +109,7 @@ def _write(
             tokens = np.array(block, dtype=np.uint32)
             if len(tokens) and (largest := int(tokens.max())) >= vocabulary:
                 raise refuse(largest)
-            tokens.astype(dtype).tofile(file)
+            _put(file, tokens.astype(dtype))
 
         for document in documents:
             if limit is not None and written + len(document) > limit:
@@ -136,7 +139,7 @@ def _repeat(path: Path, unique: int, total: int, dtype: np.dtype[Any]) -> None:
     with path.open("ab") as file:
         while missing > 0:
             piece = source[: min(missing, unique)]
-            piece.tofile(file)
+            _put(file, piece)
             missing -= len(piece)
 
 
@@ -208,7 +211,27 @@ def _gather(
                 starts[here].tolist(), lengths[here].tolist(), (places[here] - begin).tolist(), strict=True
             ):
                 filled[place : place + length] = tokens[start : start + length]
-            filled.tofile(file)
+            _put(file, filled)
+
+
+def _put(file: IO[bytes], numbers: npt.NDArray[Any]) -> None:
+    """Write an array; numpy's own way tells of a full disk without saying that it is one."""
+    file.write(np.ascontiguousarray(numbers).data)
+
+
+def _synced(path: Path) -> int:
+    """The checksum of a file, which is brought to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return _sum(path)
+
+
+def _sum(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            found = zlib.crc32(piece, found)
+    return found
 
 
 def _filled(ends: Numbers, row_tokens: int) -> Numbers:
@@ -220,7 +243,7 @@ def _filled(ends: Numbers, row_tokens: int) -> Numbers:
 class TokenRows:
     """The rows of a token file, read through a memory map. Indexing gives an int64 array of ``row_tokens`` ids.
 
-    Raises BrdError where the files are missing, torn, or do not belong together.
+    Raises BrdError where the files are missing, torn, or do not belong together; ``check`` reads all of them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -236,16 +259,27 @@ class TokenRows:
             if "documents" in self.meta:
                 _check_size(folder / "documents.bin", self.meta["documents"] * 8)
                 self._ends = np.asarray(np.memmap(folder / "documents.bin", dtype=np.int64, mode="r"))
-        except (OSError, json.JSONDecodeError, KeyError, TypeError):
+        # Bytes that are no text, and files of no length, are errors of values.
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise BrdError(f"{folder}: no readable token file; run `brd compose` again") from None
         if self._ends is None:
             self.filled: Numbers = np.full(shape[0], shape[1], dtype=np.int64)
             return
         if self._ends[0] < 1 or self._ends[-1] > shape[0] * shape[1] or not (np.diff(self._ends) > 0).all():
-            raise BrdError(f"{folder / 'documents.bin'}: the ends of documents are not in order; compose again")
+            raise BrdError(
+                f"{folder / 'documents.bin'}: the ends of documents are not in order; run `brd compose` again"
+            )
         self.filled = _filled(self._ends, shape[1])
         if len(self.filled) != shape[0] or self.filled.min() < 1 or self.filled.sum() != self.meta["tokens"]:
-            raise BrdError(f"{folder / 'documents.bin'}: does not belong to the tokens beside it; compose again")
+            raise BrdError(
+                f"{folder / 'documents.bin'}: does not belong to the tokens beside it; run `brd compose` again"
+            )
+
+    def check(self) -> None:
+        """BrdError where a file's checksum is another than was noted; those of earlier versions have none."""
+        for name, wanted in self.meta.get("sums", {}).items():
+            if _sum(self._folder / name) != wanted:
+                raise BrdError(f"{self._folder / name}: is not as it was written; run `brd compose` again")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -268,7 +302,7 @@ class TokenRows:
 
 def _check_size(path: Path, wanted: int) -> None:
     if (size := path.stat().st_size) != wanted:
-        raise BrdError(f"{path}: has {size} bytes, not what meta.json says; compose again")
+        raise BrdError(f"{path}: has {size} bytes, not what meta.json says; run `brd compose` again")
 
 
 def encode(texts: Iterable[str], tokenizer: Any, batch: int = 256) -> Iterator[list[int]]:

@@ -4,10 +4,10 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from brd.errors import BrdError
 from brd.experiment import REFERENCE, TASK_DATA, Data
 from brd.recipe import Recipe
 from brd.recipe_corpus import open_corpus
-from brd.run import read_json
 from brd.summary import composed_lines
 
 if TYPE_CHECKING:
@@ -49,9 +49,24 @@ def compose(pipeline: "Pipeline") -> None:
                 meta = compose(recipe, data, readings, student_tokenizer(recipe), folder, rows, corpus, fill, more)
             return {**meta, **corpus.counts()}
 
+        _look_at(pipeline, f"compose.{arm}", folder)
         manifest = pipeline.run.do(f"compose.{arm}", pipeline.compose_print(arm), [folder], work, pipeline.console.say)
         for line in composed_lines(arm, manifest["result"]):
             pipeline.console.say(f"  {line}")
+
+
+def _look_at(pipeline: "Pipeline", step: str, *folders: Path) -> None:
+    """Have a step that was done be done again where its token files are not as they were written."""
+    from brd.composing.packing import TokenRows
+
+    if pipeline.run.manifest(step) is None:
+        return
+    try:
+        for folder in folders:
+            TokenRows(folder).check()
+    except BrdError as damage:
+        pipeline.console.say(f"{step}: to be done again ({damage})")
+        pipeline.run.forget(step)
 
 
 def _more_of(pipeline: "Pipeline", recipe: Recipe, data: Data) -> AbstractContextManager[Any]:
@@ -74,6 +89,7 @@ def _compose_healing(pipeline: "Pipeline") -> None:
             meta = compose_healing(pipeline.recipe, student_tokenizer(pipeline.recipe), folder, corpus)
         return {**meta, **corpus.counts()}
 
+    _look_at(pipeline, "compose.healing", *(folder / part for part in ("heating", "cooling", "watched")))
     pipeline.run.do("compose.healing", pipeline.heal_print(), [folder], work, pipeline.console.say)
 
 
@@ -88,18 +104,24 @@ def _compose_layers(pipeline: "Pipeline") -> None:
             texts = held_out_texts(pipeline.recipe, corpus)
             return compose_held_out(pipeline.recipe, texts, student_tokenizer(pipeline.recipe), folder)
 
+    _look_at(pipeline, "compose.layers", folder)
     pipeline.run.do("compose.layers", pipeline.layers_print(), [folder], work, pipeline.console.say)
 
 
 def reference_rows(pipeline: "Pipeline") -> int:
-    meta = read_json(pipeline.run.path / "composed" / REFERENCE / "meta.json")
-    return int(meta["rows"])
+    return int(_reference(pipeline)["rows"])
 
 
 def reference_fill(pipeline: "Pipeline") -> float:
     """The share of a row of the reference arm that is no padding."""
-    meta = read_json(pipeline.run.path / "composed" / REFERENCE / "meta.json")
+    meta = _reference(pipeline)
     return float(meta["tokens"] / (meta["rows"] * meta["row_tokens"]))
+
+
+def _reference(pipeline: "Pipeline") -> dict[str, Any]:
+    from brd.composing.packing import TokenRows
+
+    return TokenRows(pipeline.run.path / "composed" / REFERENCE).meta
 
 
 def check_task_data(pipeline: "Pipeline") -> None:

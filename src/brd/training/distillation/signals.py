@@ -13,7 +13,6 @@ the same teacher shares it. It holds parts of ``PART_ROWS`` rows, each with its 
 an interruption costs the part in hand.
 """
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -156,7 +155,8 @@ def signals_of(
     """
     check_kept(about)
     folder, parts = root / about.name, -(-about.rows // PART_ROWS)
-    if not (folder / "meta.json").exists():
+    # Also where it is torn: what is whole of the parts shows by itself.
+    if not read_json(folder / "meta.json"):
         folder.mkdir(parents=True, exist_ok=True)
         missing = [part for part in range(parts) if _whole(folder, part) is None]
         if missing:
@@ -189,7 +189,8 @@ def _write(folder: Path, part: int, about: About, records: Any) -> None:
     path = part_path(folder, part)
     scratch = path.with_suffix(".tmp")
     with scratch.open("wb") as file:
-        records.tofile(file)
+        # Not numpy's own way, which tells of a full disk without saying that it is one.
+        file.write(records.data)
         file.flush()
         os.fsync(file.fileno())
     path.with_suffix(".json").unlink(missing_ok=True)
@@ -211,14 +212,12 @@ def _whole(folder: Path, part: int) -> str | None:
 
 def about_signals(tokens: Path, teacher: dict[str, str], vocabulary: int, kept: Any) -> About:
     """What signals of a token file rest on; ``kept`` is the recipe's section ``distillation``."""
-    try:
-        meta = json.loads((tokens / "meta.json").read_text())
-        digest = file_sha256(tokens / "tokens.bin")
-    except (OSError, json.JSONDecodeError):
-        raise BrdError(f"{tokens}: no readable token file; run `brd compose` again") from None
+    rows = TokenRows(tokens)
+    rows.check()
+    meta = rows.meta
     return About(
         teacher=teacher,
-        tokens=digest,
+        tokens=file_sha256(tokens / "tokens.bin"),
         rows=meta["rows"],
         row_tokens=meta["row_tokens"],
         vocabulary=vocabulary,
