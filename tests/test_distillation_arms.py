@@ -53,6 +53,9 @@ def test_the_arms_run_and_share_signals_and_lessons(
     assert [found[name]["loss"] for name in arms] == ["kd", "kd", "chunked", "gkd", "minillm"]
     assert len({result["steps"] for result in found.values()}) == 1
     assert found["kd"]["steps"] >= 3
+    cards = {name: (tmp_path / "out" / "students" / name / "README.md").read_text() for name in arms}
+    for name, words in {"kd": "Knowledge distillation", "kd+brd": "Plain causal LM loss", "gkd": "GKD"}.items():
+        assert f". {words}" in cards[name].split("## How it was made")[1]
     # The two arms on the same text asked the teacher once, and none of the others' lessons were composed twice.
     assert len([*(tmp_path / "out" / "signals").iterdir()]) == 1
     composed = {folder.name for folder in (tmp_path / "out" / "composed").iterdir() if folder.is_dir()}

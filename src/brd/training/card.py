@@ -18,6 +18,13 @@ _TOLD: dict[str, set[str]] = {
     "student": {"layers", "keep_layers", "dropout", "lora"},
     "training": {"epochs", "learning_rate", "schedule", "warmup", "weight_decay", "rows_per_step"},
 }
+# What an objective lowers.
+_LOSSES = {
+    "lm": "Plain causal LM loss over all tokens",
+    "kd": "Knowledge distillation: the teacher's distribution at every token, and the text",
+    "gkd": "GKD: generalised Jensen-Shannon divergence from the teacher, partly on the student's own text",
+    "minillm": "MiniLLM: reverse KL divergence from the teacher on the student's own text, and the text",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +242,7 @@ def _making(told: Told) -> str:
             + (f" ({told.composed['readings']} readings; documents by kind: {kinds})" if lessons else "")
             + f"; dtype {told.trained['dtype']}"
             + (f"; loss {losses[0][1]:.3f} in the first step, {losses[-1][1]:.3f} in the last" if losses else "")
-            + ". Plain causal LM loss over all tokens.\n"
+            + f". {_LOSSES[told.recipe.training.objective]}.\n"
         )
     readings = told.read.get("readings") or {}
     if readings:
