@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -208,10 +209,18 @@ def test_a_full_disk_is_one_line_and_what_was_written_stays(brd: Brd, recipe_fil
             subprocess.run(["umount", out], check=True)
 
 
-@pytest.mark.parametrize("step", ["read", "compose.further", "train.brd", "evaluate.base"])
-def test_ctrl_c_in_a_step_and_the_same_command_again(recipe_file: Any, tmp_path: Path, step: str) -> None:
-    import signal
-
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        ("read", signal.SIGINT),
+        ("compose.further", signal.SIGTERM),
+        ("train.brd", signal.SIGINT),
+        ("evaluate.base", signal.SIGTERM),
+    ],
+)
+def test_ctrl_c_in_a_step_and_the_same_command_again(
+    recipe_file: Any, tmp_path: Path, step: str, number: signal.Signals
+) -> None:
     path = recipe_file(
         training={"epochs": 6.0}, evaluation={"tasks": ["boolq"], "limit": 10, "reading_prompted": False}
     )
@@ -225,7 +234,7 @@ def test_ctrl_c_in_a_step_and_the_same_command_again(recipe_file: Any, tmp_path:
     for line in process.stderr:
         seen.append(line)
         if line.startswith(f"{step}: started"):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             break
     seen += process.stderr.readlines()
     assert process.wait(60) == 130, "".join(seen)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,6 +174,13 @@ def validate(recipe: RecipeName, out: Out = None, set_: Set = None) -> None:
         from brd.teachers.openai import key
 
         key(loaded.teacher)
+    from brd.embedded import MODELS
+    from brd.training.checks import check_reporter, check_student
+
+    check_reporter(loaded.training.report_to)
+    # An embedded one is known to be good, and may have to be fetched.
+    if loaded.student.model not in MODELS:
+        check_student(loaded)
     print(f"student: {loaded.student.model}; arms {', '.join(loaded.arms)}")
     for name in loaded.evaluation.tasks:
         task = load_task(name)
@@ -267,6 +275,15 @@ def _pipeline(name: str, out: Path | None, overrides: list[str] | None, fresh: b
 
 def entry() -> None:
     """The program: every failure is one line and an exit code (2 input, 3 teacher, 130 interrupted, 1 ours)."""
+    # Whoever ends a job by SIGTERM wants what Ctrl-C does: nothing half done is left behind.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _entry()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _entry() -> None:
     debug = "--debug" in sys.argv
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -293,8 +310,10 @@ def _disk_full(error: BaseException) -> str:
     """Names the full disk behind an error, wherever in the chain it stands; '' for other errors."""
     seen: BaseException | None = error
     while seen is not None:
-        number = getattr(seen, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left on device" in str(seen):
+        number, text = getattr(seen, "errno", None), str(seen)
+        # numpy tells only that it could not write all of an array.
+        cut = isinstance(seen, OSError) and "requested and" in text and "written" in text
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left on device" in text or cut:
             name = getattr(seen, "filename", None)
             return f"the disk is full{f' (writing {name})' if name else ''}"
         seen = seen.__cause__ or seen.__context__

@@ -45,7 +45,7 @@ class Pipeline:
         if STEPS.index(last) >= STEPS.index("compose"):
             composing.check_task_data(self)
         if STEPS.index(last) >= STEPS.index("train"):
-            training.check_teachers(self)
+            training.check(self)
         for step in STEPS[: STEPS.index(last) + 1]:
             getattr(self, step)()
 

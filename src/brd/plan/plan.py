@@ -24,7 +24,7 @@ from brd.recipe import Recipe
 from brd.recipe_teacher import settled
 from brd.run import RunFolder, read_json, write_json
 from brd.steps import composing
-from brd.steps.training import check_teachers
+from brd.steps import training as training_step
 from brd.text import sources
 
 FILE = "plan.json"
@@ -52,7 +52,7 @@ def plan(
     pipeline = Pipeline(recipe, run, console)
     # Before anything is paid for: what is wrong with the student or the arms would be so afterwards.
     composing.check_task_data(pipeline)
-    check_teachers(pipeline)
+    training_step.check(pipeline)
     student = _Student(pipeline) if pipeline.trained else None
     started = time.perf_counter() - imported
     teacher = LazyTeacher(settled(recipe, pipeline.readings_folder))

@@ -117,8 +117,13 @@ def _trains_otherwise(pipeline: "Pipeline", arm: str) -> bool:
     return any(key.startswith("training.") for key in changes)
 
 
-def check_teachers(pipeline: "Pipeline") -> None:
-    """Before hours of reading: whether what learns a teacher's distributions can do so here."""
+def check(pipeline: "Pipeline") -> None:
+    """Before hours of reading: whether the student is there and takes the rows, whether the teachers of distillation
+    have its tokens, and the packages that training wants."""
+    from brd.training.checks import check_reporter, check_student
+
+    check_reporter(pipeline.recipe.training.report_to)
+    check_student(pipeline.recipe)
     recipes = [pipeline.arm_recipe(arm) for arm in pipeline.students if pipeline.about(arm).data != "none"]
     for recipe in recipes:
         if recipe.training.objective != "lm":
@@ -211,6 +216,8 @@ def _heal(pipeline: "Pipeline") -> None:
         return result
 
     manifest = pipeline.run.do("train.healed", pipeline.heal_print(), [folder], work, pipeline.console.say)
+    for left in ("work", "checkpoints"):
+        shutil.rmtree(folder.with_name(f"{HEALED}.{left}"), ignore_errors=True)
     result = manifest["result"]
     first, last = result["curve"][0], result["curve"][-1]
     pipeline.console.say(

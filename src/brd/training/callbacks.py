@@ -5,6 +5,7 @@ import statistics
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformers import TrainerCallback
 
 from brd.composing.packing import TokenRows
 from brd.errors import BrdError
-from brd.training import processes
+from brd.training import checkpoints, processes
 from brd.training.objective import Objective, label_count
 
 # The key of the line that ``watch``'s ending leaves in the Trainer's log, which is a part of every checkpoint.
@@ -33,23 +34,22 @@ _LOOKED_BACK = 4 * (MEDIAN_STEPS + HIGH_STEPS)
 class Losses(TrainerCallback):
     """Tells (step, loss), and stops a training whose loss is no number or has diverged, before that is saved.
 
-    Diverged is a loss of more than ``factor`` times the median of the last ``MEDIAN_STEPS`` that were not so high, for
-    ``HIGH_STEPS`` steps in a row; never where ``factor`` is None. While the loss is that high no checkpoint is written,
-    so that the last one is from before the rise.
+    ``rate`` is the key and value that is to be lowered then. Diverged is a loss of more than ``factor`` times the
+    median of the last ``MEDIAN_STEPS`` that were not so high, for ``HIGH_STEPS`` steps in a row; never where ``factor``
+    is None. While the loss is that high no checkpoint is written, so that the last one is from before the rise.
     """
 
-    def __init__(self, rate: float, factor: float | None, on_step: Callable[[int, float], None] | None) -> None:
+    def __init__(self, rate: str, factor: float | None, on_step: Callable[[int, float], None] | None) -> None:
         self._rate, self._factor, self._on_step = rate, factor, on_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
             return
-        loss, step, advice = logs["loss"], state.global_step, f"lower training.learning_rate ({self._rate})"
-        kept = "checkpoints are kept"
+        loss, step, advice = logs["loss"], state.global_step, f"lower {self._rate}, with which training begins anew"
         if not np.isfinite(loss):
-            raise BrdError(f"training: the loss is {loss} at step {step}; {advice}; {kept}")
+            raise BrdError(f"training: the loss is {loss} at step {step}; {advice}; {_kept(args)}")
         if not np.isfinite(logs.get("grad_norm", 0.0)):
-            raise BrdError(f"training: the gradients are no numbers at step {step}; {advice}; {kept}")
+            raise BrdError(f"training: the gradients are no numbers at step {step}; {advice}; {_kept(args)}")
         if self._on_step:
             self._on_step(step, loss)
         high = self._factor is not None and high_steps(
@@ -60,8 +60,14 @@ class Losses(TrainerCallback):
         if high >= HIGH_STEPS:
             raise BrdError(
                 f"training: the loss is {loss:.3g} at step {step}, and has been more than {self._factor:g} times its "
-                f"median before for {high} steps; {advice}, or raise training.divergence; {kept}"
+                f"median before for {high} steps; {advice}, or raise training.divergence, with which it goes on; "
+                f"{_kept(args)}"
             )
+
+
+def _kept(args: Any) -> str:
+    before = checkpoints.last(Path(args.output_dir))
+    return f"the last good checkpoint is kept ({before})" if before else "there is no checkpoint yet"
 
 
 def high_steps(losses: list[float], factor: float) -> int:

@@ -8,6 +8,7 @@ import torch
 from brd.embedded import model_path
 from brd.errors import BrdError
 from brd.recipe import Recipe
+from brd.training.checks import check_embedding
 from brd.training.layers import keep_layers, stack
 
 
@@ -40,14 +41,24 @@ def student_tokenizer(recipe: Recipe) -> Any:
     return tokenizer
 
 
-def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False, dropout: float | None = None) -> Any:
-    """A causal LM in ``dtype`` (never the file's own by accident), from safetensors only; all dropout rates of its
-    config replaced by ``dropout`` unless that is None."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def load_config(name: str, trust_remote_code: bool = False) -> Any:
+    """The config of a causal LM; BrdError when there is none."""
+    from transformers import AutoConfig
 
     path = _check_folder(name)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise _not_loaded(name, error) from None
+
+
+def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False, dropout: float | None = None) -> Any:
+    """A causal LM in ``dtype`` (never the file's own by accident), from safetensors only; all dropout rates of its
+    config replaced by ``dropout`` unless that is None."""
+    from transformers import AutoModelForCausalLM
+
+    path, config = _check_folder(name), load_config(name, trust_remote_code)
+    try:
         rates = [key for key in config.to_dict() if key.endswith(("dropout", "pdrop"))] if dropout is not None else []
         for key in rates:
             setattr(config, key, dropout)
@@ -55,7 +66,7 @@ def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False, d
             path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
         )
     except Exception as error:
-        raise BrdError(f"{name}: not a causal language model that can be loaded: {_first(error)}") from None
+        raise _not_loaded(name, error) from None
 
 
 def load_student(recipe: Recipe, tokenizer: Any, start: Path | None = None) -> Any:
@@ -73,12 +84,8 @@ def load_student(recipe: Recipe, tokenizer: Any, start: Path | None = None) -> A
         raise ValueError("student.keep_layers: which layers these are has not been measured")
     if settings.layers is not None:
         keep_layers(model, settings.layers)
-    known, own = model.get_input_embeddings().num_embeddings, len(tokenizer) - recipe.composing.separator_as_token
-    if own > known:
-        raise BrdError(
-            f"student.model: {recipe.student.model} has a tokenizer of {own} tokens and an embedding of {known}; "
-            "save the model with the tokenizer that it was trained with"
-        )
+    known = model.get_input_embeddings().num_embeddings
+    check_embedding(recipe, tokenizer, known)
     if len(tokenizer) > known:
         torch.manual_seed(recipe.seed)
         model.resize_token_embeddings(len(tokenizer))
@@ -115,6 +122,10 @@ def _check_folder(name: str) -> str:
     if local.is_dir() and not (local / "config.json").exists():
         raise BrdError(f"{name}: the folder has no config.json, so it is no Hugging Face model")
     return path
+
+
+def _not_loaded(name: str, error: Exception) -> BrdError:
+    return BrdError(f"{name}: not a causal language model that can be loaded: {_first(error)}")
 
 
 def _first(error: Exception) -> str:

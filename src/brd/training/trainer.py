@@ -15,6 +15,7 @@ from brd.composing.packing import TokenRows
 from brd.errors import BrdError
 from brd.recipe import Recipe
 from brd.training import checkpoints, lora, processes
+from brd.training.checks import check_reporter, check_window
 from brd.training.documents import (
     Apart,
     check_tokenizer,
@@ -74,6 +75,7 @@ def train(
     on_held_out: Callable[[int, float], None] | None = None,
     keep_checkpoints: bool = False,
     method: Method | None = None,
+    rate_key: str = "training.learning_rate",
 ) -> dict[str, Any]:
     """Train the student on a token file for ``steps`` and save it as a Hugging Face folder.
 
@@ -84,7 +86,8 @@ def train(
     the one it ended at. ``objective`` is what is lowered: cross-entropy of the next token unless given, or made by
     a ``method``, which may also say what rows bring along. Of the token
     file ``held_out``, ``on_held_out`` is told (step, mean loss per token) every ``training.evaluate_steps``.
-    With ``keep_checkpoints`` the caller throws them away, once it has noted that the training is done.
+    With ``keep_checkpoints`` the caller throws them away, once it has noted that the training is done. ``rate_key`` is
+    where the user has said what the learning rate is.
 
     Where several processes train, all call this; the main one writes, and is told.
     Returns the steps and tokens really trained, the losses by step, the dtype, the processes where there were several,
@@ -98,13 +101,14 @@ def train(
     from brd.training.loop import Loop
 
     settings = recipe.training
-    _check_reporter(settings.report_to)
+    check_reporter(settings.report_to)
     keep_freed_memory()
     rows = TokenRows(tokens)
+    processes.from_main(rows.check)
     check_tokenizer(rows, tokens, tokenizer)
     set_seed(recipe.seed)
     model = _model(recipe, tokenizer, start)
-    _check_window(model, rows.meta["row_tokens"])
+    check_window(model.config, rows.meta["row_tokens"])
     check_vocabulary(rows, tokens, model)
     apart = what_keeps_apart(model) if settings.attention == "document" else None
     # What is fast is measured, and must be one answer.
@@ -132,7 +136,7 @@ def train(
         model=model,
         args=arguments,
         train_dataset=_Rows(rows, order, apart, method.beside if method else None),
-        callbacks=[Losses(settings.learning_rate, settings.divergence, on_step)],
+        callbacks=[Losses(f"{rate_key} ({settings.learning_rate})", settings.divergence, on_step)],
     )
     # It prints every log line; progress is shown by the caller.
     trainer.remove_callback(PrinterCallback)
@@ -247,14 +251,6 @@ def _arguments(recipe: Recipe, steps: int, kept: Path, dtype: torch.dtype) -> An
     return arguments
 
 
-def _check_reporter(name: str) -> None:
-    """BrdError where the package that losses are to be reported to is not there."""
-    from importlib.util import find_spec
-
-    if name != "none" and not find_spec(name):
-        raise BrdError(f"training.report_to: {name} is not installed; `pip install {name}`, or set it to none")
-
-
 def _tensorboard(folder: Path) -> Any:
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
@@ -291,9 +287,3 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
         ) from None
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
-
-
-def _check_window(model: Any, row_tokens: int) -> None:
-    window = getattr(model.config, "max_position_embeddings", None)
-    if window and row_tokens > window:
-        raise BrdError(f"composing.row_tokens: {row_tokens} is more than the student's window of {window} tokens")

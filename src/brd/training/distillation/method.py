@@ -25,7 +25,7 @@ def method_of(
 ) -> Method:
     """The method of an arm's ``recipe`` on its token file; ``signals`` is where the teacher's are kept.
 
-    Raises BrdError for a teacher that has other tokens, and where TRL is wanted and missing.
+    Raises BrdError as ``check_method``, and for a text or signals that are damaged.
     """
     settings, name = recipe.distillation, recipe.training.objective
     teacher = LaterTeacher(recipe, tokenizer)

@@ -8,8 +8,9 @@ import torch
 from brd import embedded, hardware
 from brd.errors import BrdError
 from brd.recipe import Recipe
+from brd.training.checks import check_window
 from brd.training.loss import can_be_chunked
-from brd.training.student import load_model, load_tokenizer
+from brd.training.student import load_config, load_model, load_tokenizer
 
 # Tokenised by both, to tell apart tokenizers of one vocabulary and different merges.
 _SAMPLE = 'In 1987, Dr. Ana O\'Neill re-read «Über Größe» -- 3.5 times;\n\n\tthen she wrote:  "naïve?" 東京 🙂'
@@ -72,9 +73,11 @@ def load_logit_teacher(recipe: Recipe, tokenizer: Any) -> LogitTeacher:
 
 
 def check_teacher(recipe: Recipe, tokenizer: Any) -> None:
-    """``check_same_tokens`` of a recipe's teacher, whose weights are not loaded for it."""
-    name = _name(recipe)
-    check_same_tokens(load_tokenizer(name, recipe.teacher.trust_remote_code), tokenizer, name)
+    """BrdError for a teacher that has other tokens than the student, or could not read the recipe's rows; its weights
+    are not loaded for it."""
+    name, trusted = _name(recipe), recipe.teacher.trust_remote_code
+    check_same_tokens(load_tokenizer(name, trusted), tokenizer, name)
+    check_window(load_config(name, trusted), recipe.composing.row_tokens, f"the teacher's ({name})")
 
 
 def check_same_tokens(teacher: Any, student: Any, name: str) -> None:
