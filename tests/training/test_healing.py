@@ -9,6 +9,7 @@ import torch
 
 from brd import recipe
 from brd.composing.packing import pack
+from brd.run import write_json
 from brd.training import healing
 from brd.training.healing import heal
 from brd.training.student import load_model, student_tokenizer
@@ -52,7 +53,32 @@ def test_it_ends_when_the_loss_stands_still_or_the_tokens_do(
     found = run(strict, tokens, tmp_path / "strict")
     assert not found["stands_still"]
     assert found["trained_tokens"] == 40 * 64 + 4 * 64
-    assert not list(tmp_path.glob("strict.*"))
+    # What it would go on from is kept until the result is noted, but no more than that.
+    assert sorted(p.name for p in tmp_path.glob("strict.*")) == ["strict.checkpoints", "strict.work"]
+    assert not (tmp_path / "strict.work" / "heated.checkpoints").exists()
+
+
+def test_what_is_trained_is_not_trained_again(
+    loaded: recipe.Recipe, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = recipe.changed(loaded, {"healing.enough": 0.9})
+    steps: list[int] = []
+
+    def again() -> dict[str, Any]:
+        tokenizer = student_tokenizer(loaded)
+        return heal(loaded, tokens, tokenizer, tmp_path / "healed", "one", lambda *told: steps.append(told[1]))
+
+    def killed(path: Path, value: Any) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(healing, "write_json", lambda *told: (killed if "heated" in told[0].name else write_json)(*told))
+        with pytest.raises(SystemExit):
+            again()
+    whole = again()
+    # Neither where heating had ended, nor where all had and nobody noted it.
+    assert again() == whole
+    assert steps == [*range(1, 5), *range(1, 3)]
 
 
 @pytest.mark.parametrize("at", ["first look", "second look", "cooling", "after cooling"])

@@ -35,9 +35,10 @@ def heal(
     """Train the recipe's student on ``tokens`` (see ``compose_healing``) and save it in ``folder``.
 
     ``mark`` names all that the result rests on: an interrupted call of the same mark is gone on with, what another one
-    left is thrown away. ``on_step`` is told (steps in all, step, loss). Where several processes train, all call this.
-    Returns the ``curve``, its last point after
-    cooling, whether the loss ``stands_still``, and what was trained.
+    left is thrown away. What going on rests on stays in ``folder``.work and ``folder``.checkpoints: the caller throws
+    them away, once it has noted the result. ``on_step`` is told (steps in all, step, loss). Where several processes
+    train, all call this.
+    Returns the ``curve``, its last point after cooling, whether the loss ``stands_still``, and what was trained.
     """
     assert recipe.healing is not None
     # What is repaired is the student itself, not an adapter of an arm. Its text is a stream whatever the lessons are,
@@ -61,6 +62,7 @@ def heal(
         heated = _heat(changed(recipe, rate), tokens, tokenizer, work, on_step)
         if processes.is_main():
             write_json(work / "heated.json", heated)
+            shutil.rmtree(work / "heated.checkpoints")
     steps = _steps(tokens / "cooling", recipe)
     falling = changed(recipe, {**rate, "training.warmup": 0.0, "training.schedule": "linear"})
     last = train(
@@ -72,11 +74,11 @@ def heal(
         partial(on_step, steps) if on_step else None,
         start=work / "heated",
         mark=mark,
+        keep_checkpoints=True,
+        rate_key="healing.learning_rate",
     )
     trained = heated["trained_tokens"] + last["trained_tokens"]
     loss = _watched_loss(recipe, tokens, load_student(recipe, tokenizer, folder))
-    if processes.is_main():
-        shutil.rmtree(work)
     return {
         "curve": [(n, round(loss, 4)) for n, loss in [*heated["curve"], (trained, loss)]],
         "stands_still": heated["stands_still"],
@@ -127,6 +129,8 @@ def _heat(
         partial(on_step, steps) if on_step else None,
         watch=watch,
         watch_steps=every,
+        keep_checkpoints=True,
+        rate_key="healing.learning_rate",
     )
     return {
         "curve": curve,
