@@ -40,11 +40,19 @@ def run(loaded: recipe.Recipe, tokens: Path, folder: Path, mark: str = "one") ->
 
 
 def test_it_ends_when_the_loss_stands_still_or_the_tokens_do(
-    loaded: recipe.Recipe, tokens: Path, tmp_path: Path
+    loaded: recipe.Recipe, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    plain, rates = healing.train, []
+
+    def train(loaded: recipe.Recipe, source: Path, *rest: Any, **options: Any) -> Any:
+        rates.append((source.name, loaded.training.learning_rate, loaded.training.schedule, loaded.training.warmup))
+        return plain(loaded, source, *rest, **options)
+
+    monkeypatch.setattr(healing, "train", train)
     lax = recipe.changed(loaded, {"healing.enough": 0.9})
     found = run(lax, tokens, tmp_path / "lax")
     assert found["stands_still"]
+    assert rates == [("heating", 1e-2, "constant", 0.05), ("cooling", 1e-2, "linear", 0.0)]
     # The start, two looks, and the end after cooling.
     assert [n for n, _ in found["curve"]] == [0, 256, 512, 768]
     assert found["trained_tokens"] == 768

@@ -46,8 +46,11 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(trainings: Trainings, tmp_p
         f"fsync {drawn.randint(6, 9)}",
         "end",
     ]
-    killed = [{"folder": "parted", "end": point, "signal": int(signal.SIGKILL)} for point in points]
-    found = trainings(STEPS, {"folder": "whole"}, *killed, {"folder": "parted"}, save_steps=3)
+    # What is drawn at random, dropout's too, is what would have been drawn.
+    drops = {"set": ["student.dropout=0.2"]}
+    killed = [{"folder": "parted", "end": point, "signal": int(signal.SIGKILL), **drops} for point in points]
+    whole, parted = {"folder": "whole", **drops}, {"folder": "parted", **drops}
+    found = trainings(STEPS, whole, *killed, parted, save_steps=3)
     for point, part in zip(points, found[1:], strict=False):
         expected = signal.SIGXFSZ if point.startswith("bytes") else signal.SIGKILL
         assert part["codes"] == [-expected], (point, part["errors"])

@@ -37,7 +37,7 @@ def test_normal_noise_stops_nothing(seed: int, level: float, spread: float) -> N
 def test_a_rate_that_is_too_high_stops_with_the_last_good_checkpoint(train_small: Any, tmp_path: Path) -> None:
     train_small(150, "training.learning_rate=0.03", "training.save_steps=1000", name="learnt")
     losses: dict[int, float] = {}
-    with pytest.raises(BrdError, match=r"the loss is .* at step .* for 10 steps; lower training.learning_rate \(1"):
+    with pytest.raises(BrdError, match=r"the loss is .* for 10 steps; lower training.learning_rate \(1") as error:
         train_small(
             300,
             *("training.learning_rate=1", "training.warmup=0.9", "training.schedule=constant", "training.save_steps=2"),
@@ -46,6 +46,9 @@ def test_a_rate_that_is_too_high_stops_with_the_last_good_checkpoint(train_small
         )
     kept = last(tmp_path / "student.checkpoints")
     assert kept is not None
+    assert f"or raise training.divergence, with which it goes on; the last good checkpoint is kept ({kept})" in str(
+        error.value
+    )
     # From before the rise, though a checkpoint was due at every other step.
     step = int(kept.name.removeprefix("checkpoint-"))
     assert step // 2 == (max(losses) - HIGH_STEPS) // 2
@@ -63,16 +66,17 @@ def test_a_reporter_that_is_not_installed_is_named(train_small: Any, monkeypatch
 
 def test_held_out_text_is_looked_at(train_small: Any, tmp_path: Path) -> None:
     looks: list[tuple[int, float]] = []
+    # Dropout shows whether the model is trained as before once it was looked at.
     result = train_small(
         6,
-        "training.evaluate_steps=4",
+        *("training.evaluate_steps=4", "student.dropout=0.3"),
         held_out=tmp_path / "tokens",
         on_held_out=lambda step, loss: looks.append((step, loss)),
     )
     assert [step for step, _ in looks] == [4, 6]
     assert looks[1][1] < looks[0][1] < result["losses"][0][1]
     # A look changes nothing.
-    assert train_small(6, name="unseen") == result
+    assert train_small(6, "student.dropout=0.3", name="unseen") == result
 
 
 def test_activations_made_anew_give_the_same_curve(train_small: Any) -> None:

@@ -54,7 +54,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[st
         "healing": {"learning_rate": 1e-2, "most_tokens": 512, "check_tokens": 256, "cooling_tokens": 128},
         "training": {"rows_per_step": 2, "micro_rows": 2, "dtype": "float32", "learning_rate": 1e-2},
         "evaluation": {"tasks": ["sst2"], "limit": 4, "reading_sentences": 4, "dtype": "float32"},
-        "arms": ["base", "brd"],
+        "arms": ["base", "brd", "brd+further"],
     }
     (folder / "small.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     loaded = recipes.load(str(folder / "small.yaml"))
@@ -90,6 +90,22 @@ def test_all_arms_begin_with_the_layers_that_were_measured(whole: dict[str, Any]
     ours, theirs = base.state_dict(), taught.state_dict()
     assert all(("proj" in key) != torch.equal(ours[key], theirs[key]) for key in ours)
     assert all(open_run(path).state()[step] for step in ("compose.layers", "train.layers", "train.brd"))
+
+
+def test_a_chains_adapter_goes_on_with_the_student_before_it(whole: dict[str, Any]) -> None:
+    from safetensors.torch import load_file
+
+    students = whole["path"] / "students"
+    for arm, start in (("brd", "base"), ("brd+further", "brd"), ("base", "healed")):
+        ours, theirs = (load_model(str(students / name), torch.float32).state_dict() for name in (arm, start))
+        file = students / arm / "adapter" / "adapter_model.safetensors"
+        adapter = load_file(file) if arm != "base" else {}
+        for name, tensor in theirs.items():
+            below, above = (f"base_model.model.{name.removesuffix('.weight')}.lora_{m}.weight" for m in "AB")
+            # Rank 2 and alpha 32: sixteen times the product.
+            added = 16 * adapter[above] @ adapter[below] if above in adapter else torch.zeros(())
+            torch.testing.assert_close(ours[name], tensor + added, rtol=1e-5, atol=1e-6, msg=f"{arm} {name}")
+        assert len(adapter) == (0 if arm == "base" else 2 * 7 * 3)
 
 
 def test_a_card_tells_what_a_student_is(whole: dict[str, Any], tiny_model: Path) -> None:

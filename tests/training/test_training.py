@@ -1,3 +1,5 @@
+import itertools
+import math
 import os
 import shutil
 import signal
@@ -9,9 +11,10 @@ import pytest
 import torch
 
 from brd import recipe
-from brd.composing.packing import pack
+from brd.composing.packing import TokenRows, pack
 from brd.errors import BrdError
 from brd.training import trainer
+from brd.training.objective import Method
 from brd.training.student import keep_layers, load_model, load_student, load_tokenizer, student_tokenizer
 from brd.training.trainer import row_order, train
 
@@ -226,6 +229,49 @@ def test_a_training_killed_after_the_watch_ended_it_is_not_taken_further(
     assert again == whole
     assert (watch.steps, steps) == ([], [])
     assert_same_weights(tmp_path / "killed", tmp_path / "whole")
+
+
+class Slope:
+    """An objective of one weight's value: AdamW moves it by the learning rate, step by step."""
+
+    name = "slope"
+
+    def __call__(self, model: Any, batch: Any, count: torch.Tensor) -> torch.Tensor:
+        return model.model.norm.weight.sum()
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_the_rate_is_what_the_recipe_says_at_every_step(train_small: Any, schedule: str) -> None:
+    values = [1.0]
+
+    def look(model: Any, step: int) -> bool:
+        values.append(float(model.model.norm.weight[0]))
+        return False
+
+    keys = [f"training.schedule={schedule}", "training.warmup=0.25", "training.weight_decay=0"]
+    train_small(8, *keys, objective=Slope(), watch=look, watch_steps=1)
+    falling = {"cosine": lambda gone: (1 + math.cos(math.pi * gone)) / 2, "linear": lambda gone: 1 - gone}
+    left = [falling.get(schedule, lambda gone: 1.0)(n / 6) for n in range(6)]
+    moved = [before - after for before, after in itertools.pairwise(values)]
+    assert moved == pytest.approx([1e-2 * share for share in (0, 0.5, *left)], abs=1e-6)
+
+
+def test_what_rows_bring_along_is_theirs(train_small: Any, tmp_path: Path) -> None:
+    rows = TokenRows(tmp_path / "tokens")
+    seen: list[int] = []
+
+    class Beside:
+        name = "beside"
+
+        def __call__(self, model: Any, batch: Any, count: torch.Tensor) -> torch.Tensor:
+            for ids, number in zip(batch["input_ids"], batch["number"].tolist(), strict=True):
+                assert ids.tolist() == rows[number].tolist()
+                seen.append(number)
+            return model.model.norm.weight.sum()
+
+    method = Method(lambda chunked: Beside(), lambda number: {"number": torch.tensor(number)})
+    train_small(5, method=method)
+    assert sorted(seen) == list(range(10)) != seen
 
 
 def test_a_loss_that_is_no_number_stops_with_advice(small: Any, tokens: Path, tmp_path: Path, tiny_model: Path) -> None:
