@@ -9,15 +9,39 @@ import numpy as np
 import pytest
 import torch
 
+import brd
 from brd.composing.packing import pack
+
+# Most of what a small model costs is its vocabulary.
+VOCABULARY = 512
 
 
 @pytest.fixture(scope="session")
-def little_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    """A tied Llama of two layers that is quicker still than the tiny one."""
+def little_tokenizer() -> Any:
+    """A byte-level BPE tokenizer of ``VOCABULARY`` tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    passages = sorted((Path(brd.__file__).parent / "text" / "passages").glob("*.txt"))
+    made.train_from_iterator([file.read_text(encoding="utf-8") for file in passages], trainer)
+    assert made.get_vocab_size() == VOCABULARY
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<|end|>", eos_token="<|end|>")
+
+
+@pytest.fixture(scope="session")
+def little_model(tmp_path_factory: pytest.TempPathFactory, little_tokenizer: Any) -> Path:
+    """A tied Llama of two layers and few tokens, which is quicker by far than the tiny one."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
+    tokenizer = little_tokenizer
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
@@ -52,8 +76,8 @@ def trainings(
     """Runs trainings in processes of their own, one after another."""
 
     def run(steps: int, *each: dict[str, Any], **training: Any) -> list[dict[str, Any]]:
-        numbers = np.random.default_rng(0).integers(0, 49_000, 10 * 16).tolist()
-        pack([numbers], tmp_path / "tokens", row_tokens=16, vocabulary=49_152)
+        numbers = np.random.default_rng(0).integers(0, VOCABULARY, 10 * 16).tolist()
+        pack([numbers], tmp_path / "tokens", row_tokens=16, vocabulary=VOCABULARY)
         settings = {"learning_rate": 1e-2, "rows_per_step": 4, "micro_rows": 4, **training}
         file = recipe_file(student={"model": str(little_model)}, training=settings)
         plan = {"recipe": str(file), "tokens": str(tmp_path / "tokens"), "steps": steps, "trainings": list(each)}
@@ -76,8 +100,8 @@ def train_small(tmp_path: Path, recipe_file: Any, little_model: Path) -> Callabl
     from brd.training.student import student_tokenizer
     from brd.training.trainer import train
 
-    numbers = np.random.default_rng(0).integers(0, 49_000, 10 * 16).tolist()
-    pack([numbers], tmp_path / "tokens", row_tokens=16, vocabulary=49_152)
+    numbers = np.random.default_rng(0).integers(0, VOCABULARY, 10 * 16).tolist()
+    pack([numbers], tmp_path / "tokens", row_tokens=16, vocabulary=VOCABULARY)
 
     def run(steps: int, *keys: str, name: str = "student", **options: Any) -> dict[str, Any]:
         file = recipe_file(student={"model": str(little_model)}, training={"learning_rate": 1e-2})

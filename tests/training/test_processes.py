@@ -72,8 +72,15 @@ def test_rows_that_cannot_be_dealt_evenly_are_refused(trainings: Trainings) -> N
     assert found[0]["result"].startswith("training.rows_per_step: 4 rows cannot be dealt to 3 processes evenly; set")
 
 
-def test_plain_brd_run_starts_the_processes_itself(brd_here: Any, recipe_file: Any, tmp_path: Path) -> None:
-    file = recipe_file(training={"processes": 2, "evaluate_steps": 2}, arms=["base", "brd"])
+def test_plain_brd_run_starts_the_processes_itself(
+    brd_here: Any, recipe_file: Any, tmp_path: Path, little_model: Path
+) -> None:
+    file = recipe_file(
+        training={"processes": 2, "evaluate_steps": 2},
+        student={"model": str(little_model)},
+        reading={"sentences": 4, "held_out_sentences": 2},
+        arms=["base", "brd"],
+    )
     done = brd_here("run", file, "--until", "train")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "small"
@@ -181,9 +188,9 @@ def children() -> list[tuple[int, int]]:
 
 
 @pytest.fixture
-def launched(recipe_file: Any, little_model: Path, tmp_path: Path, tokenizer: Any) -> Any:
-    numbers = np.random.default_rng(0).integers(0, 49_000, 10 * 16).tolist()
-    pack([numbers], tmp_path / "tokens", row_tokens=16, vocabulary=49_152)
+def launched(recipe_file: Any, little_model: Path, tmp_path: Path, little_tokenizer: Any) -> Any:
+    numbers = np.random.default_rng(0).integers(0, 512, 10 * 16).tolist()
+    pack([numbers], tmp_path / "tokens", row_tokens=16, vocabulary=512)
     file = recipe_file(student={"model": str(little_model)}, training={"save_steps": 100, "micro_rows": 1})
 
     def run(steps: int, *keys: str, folder: str, at: Callable[[int], None] = lambda step: None) -> Any:
@@ -192,7 +199,7 @@ def launched(recipe_file: Any, little_model: Path, tmp_path: Path, tokenizer: An
             "recipe": loaded,
             "tokens": tmp_path / "tokens",
             "steps": steps,
-            "tokenizer": tokenizer,
+            "tokenizer": little_tokenizer,
             "folder": tmp_path / folder,
         }
         told = {"on_step": lambda step, loss: at(step)}

@@ -38,7 +38,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(trainings: Trainings, tmp_p
     drawn = random.Random(11)
     points = [
         "start",
-        "bytes 500000",  # in the midst of writing the first checkpoint's tensors
+        "bytes 60000",  # in the midst of writing the first checkpoint's tensors
         f"fsync {drawn.randint(1, 4)}",
         f"step {drawn.randint(4, 6)}",
         "rename 1",
@@ -73,7 +73,7 @@ def test_interrupted_anywhere_it_leaves_a_checkpoint(trainings: Trainings, tmp_p
 
 
 def test_a_full_disk_costs_no_checkpoint(trainings: Trainings, tmp_path: Path) -> None:
-    full = {"folder": "parted", "end": "bytes 500000", "signal": 0}
+    full = {"folder": "parted", "end": "bytes 60000", "signal": 0}
     found = trainings(
         6,
         {"folder": "whole"},

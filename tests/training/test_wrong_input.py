@@ -26,14 +26,14 @@ def failed(done: Any, *words: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def composed(tmp_path_factory: pytest.TempPathFactory, little_model: Path) -> Path:
+def composed(tmp_path_factory: pytest.TempPathFactory, little_model: Path, tiny_model: Path) -> Path:
     """A run up to its token files, and its recipe."""
     folder = tmp_path_factory.mktemp("composed")
     tree = {
         "name": "small",
         "text": {"source": "passages", "layout": "blank_line", "held_out": 0.3},
         "reading": {"sentences": 4, "held_out_sentences": 1, "known": []},
-        "teacher": {"model": str(little_model), "max_new_tokens": 4, "dtype": "float32"},
+        "teacher": {"model": str(tiny_model), "max_new_tokens": 4, "dtype": "float32"},
         "composing": {"row_tokens": 32},
         "student": {"model": str(little_model)},
         "training": {"rows_per_step": 2, "micro_rows": 2, "dtype": "float32", "learning_rate": 1e-2},
@@ -70,7 +70,12 @@ def test_token_files_that_are_damaged_are_named_and_composed_again(composed: Pat
 
 
 def test_what_cannot_be_trained_is_said_before_anything_is_read(
-    composed: Path, tmp_path: Path, brd_here: Brd, tokenizer: Any, little_model: Path, monkeypatch: pytest.MonkeyPatch
+    composed: Path,
+    tmp_path: Path,
+    brd_here: Brd,
+    little_tokenizer: Any,
+    little_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from importlib import util
 
@@ -81,7 +86,7 @@ def test_what_cannot_be_trained_is_said_before_anything_is_read(
         for key, value in keys.items():
             setattr(config, key, value)
         LlamaForCausalLM(config).save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
+        little_tokenizer.save_pretrained(tmp_path / name)
         return str(tmp_path / name)
 
     torch.manual_seed(0)
@@ -93,7 +98,7 @@ def test_what_cannot_be_trained_is_said_before_anything_is_read(
     wrong: list[tuple[list[str], list[str]]] = [
         (["student.model=./gone"], ["gone", "no such model folder"]),
         ([f"student.model={short}"], ["composing.row_tokens: 32", "student's window of 16"]),
-        ([f"student.model={few}"], ["a tokenizer of 49152 tokens and an embedding of 100"]),
+        ([f"student.model={few}"], ["a tokenizer of 512 tokens and an embedding of 100"]),
         (["training.report_to=wandb"], ["training.report_to: wandb is not installed"]),
         (["arms=[kd]", f"distillation.teacher_model={short}"], ["row_tokens: 32", "teacher's", "window of 16"]),
         (gkd, ["gkd", "pip install 'brd[distill]'"]),
