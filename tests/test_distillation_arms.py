@@ -88,8 +88,8 @@ def test_a_chain_is_its_last_arm_from_the_student_of_the_others(recipe_file: Any
         ({"arms": ["kd+brd", "kd+brd"]}, "an arm is named twice"),
         ({"arms": ["gkd"]}, "64 and 64 are more than a row has (composing.row_tokens, 64); the arm gkd"),
         (
-            {"arms": ["brd", "kd"], "training": {"attention": "document"}},
-            "training.attention: the arm kd compares teacher and student over whole rows",
+            {"arms": ["brd", "kd", "gkd"], "training": {"attention": "document"}},
+            "training.attention: the arm gkd goes on with the beginning of a row, whatever documents are in it",
         ),
         ({"distillation": {"weight": 2}}, "distillation.weight"),
         ({"distillation": {"topk": 2}}, "did you mean 'top'"),

@@ -128,11 +128,12 @@ def check_objectives(recipe: "Recipe") -> None:
                 f"distillation.teacher_model: a teacher of kind {kind} gives text and no distributions over its "
                 f"vocabulary, which the arm {name} learns from; name a model folder or a Hub name here"
             )
-        if own.training.attention == "document":
-            # Teacher and student would see the whole row, whatever was asked for.
+        if objective != "kd" and own.training.attention == "document":
+            # What is written there may end a document and begin another, which only one who saw it come would tell.
             raise BrdError(
-                f"training.attention: the arm {name} compares teacher and student over whole rows; use row, or "
-                "leave the arm out"
+                f"training.attention: the arm {name} goes on with the beginning of a row, whatever documents are in "
+                f"it, and cannot keep them apart; use row, for it alone by a variant ({{arm: {objective}, set: "
+                f"{{training.attention: row}}}})"
             )
         longest, row = settings.prompt_tokens + settings.new_tokens, own.composing.row_tokens
         if objective != "kd" and longest > row:

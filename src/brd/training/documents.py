@@ -25,6 +25,9 @@ _BESIDE = ("position_ids", "attention_mask")
 _ASKED = 16
 # Of what a neighbour does to a document in its sight, so much may be left.
 _LEFT = 0.01
+# Weights of 16 bits: the other kernel that a masked row may take rounds otherwise than that of a document alone, while
+# two masked rows are rounded alike.
+_ROUNDED = 0.25
 
 
 def row_inputs(rows: TokenRows, index: int, apart: Apart | None = None) -> dict[str, torch.Tensor]:
@@ -63,17 +66,18 @@ def _kept_apart(starts: torch.Tensor, length: int, apart: Apart) -> dict[str, to
 
 
 def beside_ids(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What a model is given beside the ids of a batch of ``row_inputs``, so that it keeps their documents apart; nothing
-    where it is not to."""
+    """What a model is given beside the ids of a batch of ``row_inputs``: nothing, where it is not to keep the
+    documents of a row apart."""
     return {name: batch[name] for name in _BESIDE if name in batch}
 
 
 @torch.no_grad()
-def what_keeps_apart(model: Any) -> Apart:
+def what_keeps_apart(model: Any, who: str = "a") -> Apart:
     """What keeps the documents of a row apart in this model, found by its logits of a document behind two different
-    neighbours, which must be those of the document alone.
+    neighbours, which must be the same, and those of the document alone.
 
-    Raises BrdError when nothing does. Asked without autocast, in the weights' own dtype.
+    Raises BrdError, with ``who`` before the model's class, when nothing does. Asked without autocast, in the weights'
+    own dtype.
     """
     device, size = model.device, model.get_input_embeddings().num_embeddings
     document = torch.arange(1, _ASKED + 1) % size
@@ -92,10 +96,12 @@ def what_keeps_apart(model: Any) -> Apart:
     try:
         alone = logits(None, None)
 
-        def moved(apart: Apart | None) -> float:
-            return max(float((logits(n, apart) - alone).pow(2).mean().sqrt()) for n in neighbours)
+        def moved(apart: Apart | None) -> tuple[float, float]:
+            """By another neighbour, and by having one."""
+            one, other = (logits(neighbour, apart) for neighbour in neighbours)
+            return _distance(one, other), max(_distance(one, alone), _distance(other, alone))
 
-        seen = moved(None)
+        seen, rounded = moved(None), _ROUNDED if torch.finfo(model.dtype).bits == 16 else _LEFT
         ways: tuple[Apart, ...] = ("positions", "mask")
         for way in ways:
             try:
@@ -103,14 +109,18 @@ def what_keeps_apart(model: Any) -> Apart:
             # Whatever a model's code raises on such inputs means that they do not keep its documents apart.
             except Exception:
                 continue
-            if left <= _LEFT * seen:
+            if left[0] <= _LEFT * seen[0] and left[1] <= rounded * seen[1]:
                 return way
     finally:
         model.train(training)
     raise BrdError(
-        f"training.attention: a {type(model).__name__} lets the documents of a row see each other, whatever it is told "
-        "about where they begin; use training.attention: row"
+        f"training.attention: {who} {type(model).__name__} lets the documents of a row see each other, whatever it is "
+        "told about where they begin; use training.attention: row"
     )
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).pow(2).mean().sqrt())
 
 
 def check_tokenizer(rows: TokenRows, folder: Path, tokenizer: Any) -> None:

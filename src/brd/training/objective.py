@@ -37,11 +37,11 @@ class Method:
     """How to train by another objective than the plain one.
 
     ``objective`` makes it once it is known whether the student's logits can be taken by chunks (``can_be_chunked``);
-    ``beside`` gives what a row, by its number, brings along for it.
+    ``beside`` gives what a row brings along for it, by the row's number and its place in the order of the training.
     """
 
     objective: Callable[[bool], Objective]
-    beside: Callable[[int], Mapping[str, torch.Tensor]] | None = None
+    beside: Callable[[int, int], Mapping[str, torch.Tensor]] | None = None
 
 
 class ChunkedLoss:

@@ -47,7 +47,7 @@ class _Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         rows: TokenRows,
         order: list[int],
         apart: Apart | None = None,
-        beside: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
+        beside: Callable[[int, int], Mapping[str, torch.Tensor]] | None = None,
     ) -> None:
         self._rows, self._order, self._apart, self._beside = rows, order, apart, beside
 
@@ -56,7 +56,8 @@ class _Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         number = self._order[index]
-        return {**row_inputs(self._rows, number, self._apart), **(self._beside(number) if self._beside else {})}
+        beside = self._beside(number, index) if self._beside else {}
+        return {**row_inputs(self._rows, number, self._apart), **beside}
 
 
 def train(

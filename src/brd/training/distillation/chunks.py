@@ -61,17 +61,23 @@ class _ByChunks(torch.autograd.Function):
 
 
 def summed_by_chunks(
-    model: Any, ids: torch.Tensor, kept: torch.Tensor, plain: bool, loss_of: LossOf, chunk: int = CHUNK
+    model: Any,
+    ids: torch.Tensor,
+    kept: torch.Tensor,
+    plain: bool,
+    loss_of: LossOf,
+    chunk: int = CHUNK,
+    **inputs: torch.Tensor,
 ) -> torch.Tensor:
     """The sum of ``loss_of`` over the positions of ``ids`` [rows, tokens] where ``kept`` (bool, the same shape) is.
 
     Positions are counted row by row, those that are not kept left out. ``plain`` says that the model's logits are a
-    plain product (``can_be_chunked``); otherwise all its logits are held.
+    plain product (``can_be_chunked``); otherwise all its logits are held. Further ``inputs`` are the model's.
     """
     if plain:
-        hidden = model.get_decoder()(input_ids=ids).last_hidden_state[kept]
+        hidden = model.get_decoder()(input_ids=ids, **inputs, use_cache=False).last_hidden_state[kept]
         return in_head(model, hidden, lambda states, weight: _by_chunks(states, weight, loss_of, chunk))
-    logits = model(input_ids=ids, use_cache=False).logits[kept].float()
+    logits = model(input_ids=ids, **inputs, use_cache=False).logits[kept].float()
     parts = [loss_of(logits[at : at + chunk], slice(at, at + chunk)) for at in range(0, len(logits), chunk)]
     return torch.stack(parts).sum() if parts else logits.sum() * 0.0
 

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from brd.training.distillation.chunks import CHUNK, summed_by_chunks
+from brd.training.documents import beside_ids
 from brd.training.loss import IGNORED
 
 
@@ -44,7 +45,11 @@ def divergence_from_kept(
 
 @dataclass(frozen=True, slots=True)
 class KnowledgeDistillation:
-    """The objective; its batches bring along what ``signals.unpack_positions`` gives. ``plain`` as in ``chunks``."""
+    """The objective; its batches bring along what ``signals.unpack_positions`` gives. ``plain`` as in ``chunks``.
+
+    Only positions whose next token is a label carry a loss: none whose next token is padding or, where documents are
+    kept apart, begins another document.
+    """
 
     weight: float
     temperature: float
@@ -56,7 +61,7 @@ class KnowledgeDistillation:
         kept = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
         kept[:, :-1] = batch["labels"][:, 1:] != IGNORED
         targets = batch["labels"].roll(-1, 1)[kept]
-        ids, probabilities = batch["teacher_ids"][kept], batch["teacher_probabilities"][kept]
+        likely, probabilities = batch["teacher_ids"][kept], batch["teacher_probabilities"][kept]
         tail = batch["teacher_tail"][kept]
 
         def loss_of(logits: torch.Tensor, part: slice) -> torch.Tensor:
@@ -65,8 +70,9 @@ class KnowledgeDistillation:
                 total = (1 - self.weight) * torch.nn.functional.cross_entropy(logits, targets[part], reduction="sum")
             if self.weight > 0:
                 logs = torch.log_softmax(logits / self.temperature, -1)
-                found = divergence_from_kept(logs, ids[part], probabilities[part], tail[part])
+                found = divergence_from_kept(logs, likely[part], probabilities[part], tail[part])
                 total = total + self.weight * self.temperature**2 * found
             return total
 
-        return summed_by_chunks(model, batch["input_ids"], kept, self.plain, loss_of, self.chunk) / count
+        ids, plain, chunk = batch["input_ids"], self.plain, self.chunk
+        return summed_by_chunks(model, ids, kept, plain, loss_of, chunk, **beside_ids(batch)) / count

@@ -30,9 +30,10 @@ def method_of(
     settings, name = recipe.distillation, recipe.training.objective
     teacher = LaterTeacher(recipe, tokenizer)
     if name == "kd":
-        about = about_signals(tokens, identity(recipe), len(tokenizer), settings)
+        by_document = recipe.training.attention == "document"
+        about = about_signals(tokens, identity(recipe), len(tokenizer), settings, by_document)
         found = signals_of(tokens, signals, about, teacher, progress)
-        return Method(partial(KnowledgeDistillation, settings.weight, settings.temperature), found.__getitem__)
+        return Method(partial(KnowledgeDistillation, settings.weight, settings.temperature), found.beside)
     check_method(recipe, tokenizer)
     prompt, new = settings.prompt_tokens, settings.new_tokens
     if name == "gkd":

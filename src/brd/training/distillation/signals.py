@@ -8,6 +8,9 @@ over what is kept is right on average (Anshumann et al. 2025, arXiv:2503.16870).
 Log-probabilities are bytes: steps of 1/16 nat below that of the likeliest token. Together with the tail's mass they
 are a whole distribution, so nothing else has to be stored.
 
+Where a student is trained with the documents of a row kept apart, the teacher has read them apart too: those are other
+signals than the row's, and hang on where documents end.
+
 A folder of signals is named by a hash of teacher, text and what is kept, so that whatever trains on the same text with
 the same teacher shares it. It holds parts of ``PART_ROWS`` rows, each with its SHA-256, and meta.json, written last:
 an interruption costs the part in hand.
@@ -28,6 +31,7 @@ from brd.embedded import file_sha256
 from brd.errors import BrdError
 from brd.run import fingerprint, read_json, write_json
 from brd.training.distillation.teacher import LogitTeacher
+from brd.training.documents import beside_ids, row_inputs
 
 BYTES_A_TOKEN = 120
 # Half a minute of a teacher that reads a thousand tokens a second.
@@ -42,7 +46,8 @@ _BATCH_TOKENS, _CHUNK = 2048, 256
 @dataclass(frozen=True, slots=True)
 class About:
     """All that signals rest on: ``teacher`` (its identity), ``tokens`` (SHA-256 of the token file), its shape, the
-    tokenizer's ``vocabulary``, and what is kept."""
+    tokenizer's ``vocabulary``, and what is kept. ``documents`` is the SHA-256 of where documents end if the teacher
+    is to read each by itself; None where it reads rows."""
 
     teacher: dict[str, str]
     tokens: str
@@ -52,10 +57,16 @@ class About:
     top: int
     drawn: int
     temperature: float
+    documents: str | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What stands in meta.json; of rows as it stood there before documents were kept apart."""
+        return {key: value for key, value in asdict(self).items() if key != "documents" or value is not None}
 
     @property
     def name(self) -> str:
-        return fingerprint("signals", asdict(self))
+        return fingerprint("signals", self.facts)
 
     @property
     def record(self) -> np.dtype[Any]:
@@ -137,6 +148,10 @@ class Signals:
             self._parts[part] = np.memmap(path, dtype=self._about.record, mode="r").reshape(-1, self._about.row_tokens)
         return unpack_positions(self._parts[part][within])
 
+    def beside(self, row: int, place: int) -> dict[str, torch.Tensor]:
+        """What the row brings along at whatever place of the training."""
+        return self[row]
+
 
 def part_path(folder: Path, part: int) -> Path:
     return folder / f"part-{part:05d}.bin"
@@ -166,18 +181,20 @@ def signals_of(
                     done = (parts - len(missing) + number) * PART_ROWS
                     progress("teacher's distributions", min(done, about.rows), about.rows, "")
                 _write(folder, part, about, _of_rows(rows, part, about, asked))
-        write_json(folder / "meta.json", {**asdict(about), "parts": [_whole(folder, part) for part in range(parts)]})
+        write_json(folder / "meta.json", {**about.facts, "parts": [_whole(folder, part) for part in range(parts)]})
     return Signals(folder, about)
 
 
 def _of_rows(rows: TokenRows, part: int, about: About, teacher: LogitTeacher) -> Any:
+    apart = None if about.documents is None else teacher.apart
     numbers = range(part * PART_ROWS, min((part + 1) * PART_ROWS, about.rows))
     # By its part alone, so that parts made after an interruption are those that would have been made before.
     generator = torch.Generator(hardware.device()).manual_seed(part)
     at_once, found = max(1, _BATCH_TOKENS // about.row_tokens), []
     for first in range(0, len(numbers), at_once):
-        ids = np.stack([rows[number] for number in numbers[first : first + at_once]])
-        states = teacher.states(torch.from_numpy(ids).to(hardware.device())).flatten(0, 1)
+        asked = [row_inputs(rows, number, apart) for number in numbers[first : first + at_once]]
+        batch = {name: torch.stack([row[name] for row in asked]).to(hardware.device()) for name in asked[0]}
+        states = teacher.states(batch["input_ids"], **beside_ids(batch)).flatten(0, 1)
         for at in range(0, len(states), _CHUNK):
             logs = teacher.log_probabilities(states[at : at + _CHUNK], about.temperature)
             found.append(pack_positions(logs, about, generator))
@@ -210,10 +227,16 @@ def _whole(folder: Path, part: int) -> str | None:
     return str(noted["sha256"])
 
 
-def about_signals(tokens: Path, teacher: dict[str, str], vocabulary: int, kept: Any) -> About:
-    """What signals of a token file rest on; ``kept`` is the recipe's section ``distillation``."""
+def about_signals(
+    tokens: Path, teacher: dict[str, str], vocabulary: int, kept: Any, by_document: bool = False
+) -> About:
+    """What signals of a token file rest on; ``kept`` is the recipe's section ``distillation``. ``by_document`` has the
+    teacher read each document by itself."""
     rows = TokenRows(tokens)
     rows.check()
+    if by_document:
+        # Which files tell where documents end, and what to do about those that do not, it knows.
+        rows.ends(0)
     meta = rows.meta
     return About(
         teacher=teacher,
@@ -224,4 +247,5 @@ def about_signals(tokens: Path, teacher: dict[str, str], vocabulary: int, kept: 
         top=kept.top,
         drawn=kept.drawn,
         temperature=kept.temperature,
+        documents=file_sha256(tokens / "documents.bin") if by_document else None,
     )

@@ -1,5 +1,6 @@
 """The teacher whose distributions a student is trained towards: a causal LM that knows the student's tokens."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from brd import embedded, hardware
 from brd.errors import BrdError
 from brd.recipe import Recipe
 from brd.training.checks import check_window
+from brd.training.documents import Apart, what_keeps_apart
 from brd.training.loss import can_be_chunked
 from brd.training.student import load_config, load_model, load_tokenizer
 
@@ -32,15 +34,23 @@ class LogitTeacher:
             self._plain = can_be_chunked(model, torch.arange(min(_EXAMPLE_TOKENS, known))[None])
         self._table = model.get_output_embeddings().weight[:known].float() if self._plain else None
 
+    @functools.cached_property
+    def apart(self) -> Apart:
+        """What keeps the documents of a row apart in this model. Raises BrdError when nothing does."""
+        return what_keeps_apart(self.model, "the teacher, a")
+
     @torch.no_grad()
-    def states(self, ids: torch.Tensor) -> torch.Tensor:
+    def states(self, ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """What ``log_probabilities`` turns into distributions, for every position of ``ids`` [rows, tokens]: [rows,
-        tokens, H], the last hidden states (of a model whose logits are no plain product: the logits)."""
+        tokens, H], the last hidden states (of a model whose logits are no plain product: the logits). Further
+        ``inputs`` are the model's."""
         with torch.autocast(ids.device.type, enabled=False):
             if self._plain:
-                hidden: torch.Tensor = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+                hidden: torch.Tensor = self.model.get_decoder()(
+                    input_ids=ids, **inputs, use_cache=False
+                ).last_hidden_state
                 return hidden
-            logits: torch.Tensor = self.model(input_ids=ids, use_cache=False).logits[..., : self.known]
+            logits: torch.Tensor = self.model(input_ids=ids, **inputs, use_cache=False).logits[..., : self.known]
             return logits
 
     @torch.no_grad()
