@@ -7,6 +7,7 @@ number of processes and where it is to be ended by a signal. The answer is, in `
 
 import json
 import os
+import pickle
 import resource
 import signal
 import sys
@@ -22,6 +23,7 @@ import torch.distributed.tensor
 from brd import recipe
 from brd.errors import BrdError
 from brd.training import callbacks, checkpoints, loop, trainer, worker  # noqa: F401
+from brd.training.distillation.method import method_of
 from brd.training.objective import ChunkedLoss
 from brd.training.student import load_student, student_tokenizer
 
@@ -84,7 +86,17 @@ class Uneven(trainer._Rows):
         return {**row, "labels": labels}
 
 
-def child(plan: dict[str, Any], each: dict[str, Any], rank: int, told: Path, meeting: str, tokenizer: Any) -> None:
+def method(plan: dict[str, Any], each: dict[str, Any], tokenizer: Any) -> Any:
+    """How another objective is trained that a recipe names: made once, and given to all processes, as by a run."""
+    loaded = recipe.load(plan["recipe"], each.get("set", []))
+    if loaded.training.objective == "lm":
+        return None
+    return pickle.dumps(method_of(loaded, Path(plan["tokens"]), tokenizer, Path(plan["tokens"]).parent / "signals"))
+
+
+def child(
+    plan: dict[str, Any], each: dict[str, Any], rank: int, told: Path, meeting: str, tokenizer: Any, made: bytes | None
+) -> None:
     # Whoever runs the tests may have it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     number = each.get("processes", 1)
@@ -109,6 +121,7 @@ def child(plan: dict[str, Any], each: dict[str, Any], rank: int, told: Path, mee
         "tokenizer": options["tokenizer"],
         **({"objective": options["objective"]} if "objective" in options else {}),
         **({"held_out": Path(plan["tokens"])} if each.get("held_out") else {}),
+        **({"method": pickle.loads(made)} if made else {}),
     }
 
     def on_held_out(step: int, loss: float) -> None:
@@ -137,6 +150,7 @@ def serve(plan_file: Path) -> None:
     for each in plan["trainings"]:
         with tempfile.TemporaryDirectory() as scratch:
             told, errors = Path(scratch) / "told", Path(scratch) / "errors"
+            made = method(plan, each, tokenizer)
             pids = []
             for rank in range(each.get("processes", 1)):
                 pid = os.fork()
@@ -146,7 +160,7 @@ def serve(plan_file: Path) -> None:
                             os.dup2(file.fileno(), 1)
                             os.dup2(file.fileno(), 2)
                         os.chdir(plan_file.parent)
-                        child(plan, each, rank, told, f"{scratch}/meeting", tokenizer)
+                        child(plan, each, rank, told, f"{scratch}/meeting", tokenizer, made)
                     except BaseException:
                         traceback.print_exc()
                         sys.stderr.flush()

@@ -14,19 +14,21 @@ from brd import recipe
 from brd.composing.packing import pack
 from brd.training.distillation import on_policy
 from brd.training.distillation.method import method_of
-from brd.training.distillation.on_policy import GKD, MiniLLM, go_on
+from brd.training.distillation.on_policy import GKD, Draws, MiniLLM, go_on
 from brd.training.distillation.teacher import LogitTeacher
+from brd.training.loss import IGNORED
 from brd.training.objective import ModelLoss, label_count
 from brd.training.student import student_tokenizer
 from brd.training.trainer import train
 
 SMALL: dict[str, Any] = {"vocabulary": 5, "spread": 1.5}
 PROMPT = 3
+SEEDS = torch.arange(100, 110)
 
 
 def batch_of(rows: int, tokens: int = 7, vocabulary: int = 5) -> dict[str, torch.Tensor]:
     ids = torch.randint(0, vocabulary, (rows, tokens), generator=torch.Generator().manual_seed(3))
-    return {"input_ids": ids, "labels": ids}
+    return {"input_ids": ids, "labels": ids, "sampling_seed": SEEDS[:rows], "on_policy": torch.tensor([True] * rows)}
 
 
 def logs(model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -34,7 +36,8 @@ def logs(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def text_gradients(student: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    ModelLoss()(student, batch, label_count(batch["labels"])).backward()
+    text = {key: batch[key] for key in ("input_ids", "labels")}
+    ModelLoss()(student, text, label_count(batch["labels"])).backward()
     return gradients(student)
 
 
@@ -75,7 +78,7 @@ def test_minillm_is_equation_7_of_its_paper(monkeypatch: pytest.MonkeyPatch) -> 
     student, model, alpha, new = llama(0, **SMALL), llama(1, **SMALL), 0.3, 4
     batch = batch_of(3, 9)
     count = label_count(batch["labels"])
-    ids = go_on(student, batch["input_ids"][:, :PROMPT], new, LogitTeacher(model, 5), alpha)
+    ids = go_on(student, batch["input_ids"][:, :PROMPT], new, LogitTeacher(model, 5), SEEDS[:3], alpha)
     beside = text_gradients(student, batch)
 
     ours = logs(student, ids)[:, PROMPT - 1 : -1]
@@ -113,12 +116,13 @@ def divergence(p: torch.Tensor, q: torch.Tensor, beta: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize("on", [0.0, 1.0])
-def test_gkd_is_its_papers_divergence(monkeypatch: pytest.MonkeyPatch, beta: float, on: float) -> None:
+@pytest.mark.parametrize("on", [False, True])
+def test_gkd_is_its_papers_divergence(monkeypatch: pytest.MonkeyPatch, beta: float, on: bool) -> None:
     pytest.importorskip("trl")
     student, model = llama(0, **SMALL), llama(1, **SMALL)
     batch, teacher = batch_of(2, 9), LogitTeacher(model, 5)
-    written = go_on(student, batch["input_ids"][:, :PROMPT], 4, teacher)
+    batch["on_policy"] = torch.tensor([on, on])
+    written = go_on(student, batch["input_ids"][:, :PROMPT], 4, teacher, SEEDS[:2])
     monkeypatch.setattr(on_policy, "go_on", lambda *_: written)
     ids = written if on else batch["input_ids"]
     with torch.no_grad():
@@ -126,26 +130,55 @@ def test_gkd_is_its_papers_divergence(monkeypatch: pytest.MonkeyPatch, beta: flo
     expected = divergence(p, logs(student, ids)[:, PROMPT - 1 : -1].exp(), beta).mean()
     expected.backward()
     wanted = gradients(student)
-    found = GKD(lambda: teacher, PROMPT, 4, on, beta, True, chunk=3)(student, batch, label_count(batch["labels"]))
+    found = GKD(lambda: teacher, PROMPT, 4, beta, True, chunk=3)(student, batch, label_count(batch["labels"]))
     found.backward()
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
     for name, gradient in gradients(student).items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_batches_of_a_step_weigh_as_much_as_their_text(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("on", [False, True, None])
+def test_the_batches_of_a_step_add_up_whatever_is_padding(on: bool | None) -> None:
+    # Nothing is set in for the sampling: what a row draws is its own, whatever rows it is beside.
     student, teacher = llama(0, **SMALL), LogitTeacher(llama(1, **SMALL), 5)
     batch = batch_of(4, 9)
-    written = go_on(student, batch["input_ids"][:, :PROMPT], 4, teacher)
-    count, losses = label_count(batch["labels"]), []
-    for parts in ([slice(0, 4)], [slice(0, 1), slice(1, 4)]):
-        total = torch.zeros(())
-        for part in parts:
-            monkeypatch.setattr(on_policy, "go_on", lambda *_, part=part: written[part])
-            piece = {key: value[part] for key, value in batch.items()}
-            total = total + MiniLLM(lambda: teacher, PROMPT, 4, 0.2, True)(student, piece, count).float()
-        losses.append(total)
-    torch.testing.assert_close(losses[0], losses[1])
+    labels = batch["labels"].clone()
+    # Padding behind the prompt, and within one.
+    labels[1, 6:] = labels[2, 2:] = IGNORED
+    batch |= {"labels": labels, "on_policy": torch.tensor([bool(on)] * 4)}
+    if on is None:
+        objective: Any = MiniLLM(lambda: teacher, PROMPT, 4, 0.2, True)
+    else:
+        pytest.importorskip("trl")
+        objective = GKD(lambda: teacher, PROMPT, 4, 0.5, True)
+    count, found = label_count(labels), []
+    for parts in ([slice(0, 4)], [slice(0, 1), slice(1, 4)], [slice(2, 4), slice(0, 2)]):
+        pieces = [{key: value[part] for key, value in batch.items()} for part in parts]
+        losses = [objective(student, piece, count).float() for piece in pieces]
+        torch.stack(losses).sum().backward()
+        found.append((torch.stack(losses).sum(), gradients(student)))
+    for loss, by in found[1:]:
+        torch.testing.assert_close(loss, found[0][0])
+        for name, gradient in by.items():
+            torch.testing.assert_close(gradient, found[0][1][name], rtol=1e-5, atol=1e-7, msg=name)
+    # What is in the padding does not matter, nor what would be written behind it.
+    filled = batch | {"input_ids": batch["input_ids"].where(labels != IGNORED, (batch["input_ids"] + 1) % 5)}
+    torch.testing.assert_close(objective(student, filled, count).float(), found[0][0])
+
+
+def test_rows_draw_by_the_seed_and_their_place_alone() -> None:
+    draws = Draws(seed=3, rows_per_step=4, on_policy=0.5)
+    found = [draws.beside(row % 7, row) for row in range(400)]
+    assert all(draws.beside(0, n)["sampling_seed"] == one["sampling_seed"] for n, one in enumerate(found))
+    # A row that comes again is gone on with otherwise, and so is every row by another seed of the recipe.
+    others = [Draws(4, 4).beside(0, n) for n in range(400)]
+    assert len({int(one["sampling_seed"]) for one in (*found, *others)}) == 800
+    # A step is gone on with as a whole.
+    coins = torch.tensor([bool(one["on_policy"]) for one in found]).view(100, 4)
+    assert bool((coins == coins[:, :1]).all())
+    assert 30 < int(coins[:, 0].sum()) < 70
+    assert all(bool(Draws(3, 4, 1.0).beside(0, n)["on_policy"]) for n in range(400))
+    assert not any(bool(Draws(3, 4, 0.0).beside(0, n)["on_policy"]) for n in range(400))
 
 
 def test_dropout_is_off_while_sampling_and_in_the_loss() -> None:
@@ -165,7 +198,7 @@ def test_answers_are_drawn_from_the_mixture(share: float) -> None:
     student, model = llama(0, **SMALL), llama(1, **SMALL)
     torch.manual_seed(0)
     prompts = torch.tensor([[1, 2, 3]]).expand(4000, -1)
-    ids = go_on(student, prompts, 2, LogitTeacher(model, 5), share)
+    ids = go_on(student, prompts, 2, LogitTeacher(model, 5), torch.arange(4000), share)
     assert torch.equal(ids[:, :3], prompts)
     with torch.no_grad():
         first = share * logs(model, prompts[:1])[0, -1].exp() + (1 - share) * logs(student, prompts[:1])[0, -1].exp()

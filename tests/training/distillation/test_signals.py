@@ -1,4 +1,5 @@
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import llama
 
-from brd import recipe
+from brd import hardware, recipe
 from brd.composing.packing import TokenRows, pack
 from brd.errors import BrdError
 from brd.sections.distillation import Distillation
@@ -24,7 +25,13 @@ from brd.training.distillation.signals import (
     signals_of,
     unpack_positions,
 )
-from brd.training.distillation.teacher import LogitTeacher, check_same_tokens, identity, load_logit_teacher
+from brd.training.distillation.teacher import (
+    LaterTeacher,
+    LogitTeacher,
+    check_same_tokens,
+    identity,
+    load_logit_teacher,
+)
 
 VOCABULARY, ROW = 40, 16
 KEPT = Distillation(top=10, drawn=4)
@@ -212,6 +219,15 @@ def test_the_teacher_is_known_by_its_weights(recipe_file: Any, tiny_model: Path)
     assert identity(named)["model"].startswith("sha256:")
     assert identity(named) == identity(recipe.load(str(recipe_file())))
     assert identity(recipe.load(str(recipe_file(distillation={"teacher_dtype": "bfloat16"}))))["dtype"] == "bfloat16"
+
+
+def test_all_processes_load_the_teacher_in_the_dtype_that_one_has_found(
+    recipe_file: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "fast_dtype", lambda: torch.bfloat16)
+    sent = pickle.dumps(LaterTeacher(recipe.load(str(recipe_file())), tokenizer))
+    monkeypatch.setattr(hardware, "fast_dtype", lambda: torch.float32)
+    assert pickle.loads(sent)().model.dtype == torch.bfloat16
 
 
 def test_students_of_kept_signals_come_as_near_to_the_teacher_as_one_of_all_logits() -> None:

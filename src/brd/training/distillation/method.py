@@ -8,9 +8,8 @@ from typing import Any
 
 from brd.errors import BrdError
 from brd.recipe import Recipe
-from brd.training import launch
 from brd.training.distillation.knowledge import KnowledgeDistillation
-from brd.training.distillation.on_policy import GKD, MiniLLM
+from brd.training.distillation.on_policy import GKD, Draws, MiniLLM
 from brd.training.distillation.signals import About, about_signals, check_kept, signals_of
 from brd.training.distillation.teacher import LaterTeacher, check_teacher, identity
 from brd.training.objective import Method
@@ -36,9 +35,10 @@ def method_of(
         return Method(partial(KnowledgeDistillation, settings.weight, settings.temperature), found.beside)
     check_method(recipe, tokenizer)
     prompt, new = settings.prompt_tokens, settings.new_tokens
+    draws = Draws(recipe.seed, recipe.training.rows_per_step, settings.on_policy)
     if name == "gkd":
-        return Method(partial(GKD, teacher, prompt, new, settings.on_policy, settings.beta))
-    return Method(partial(MiniLLM, teacher, prompt, new, settings.teacher_share))
+        return Method(partial(GKD, teacher, prompt, new, settings.beta), draws.beside)
+    return Method(partial(MiniLLM, teacher, prompt, new, settings.teacher_share), draws.beside)
 
 
 def check_method(recipe: Recipe, tokenizer: Any) -> None:
@@ -48,11 +48,6 @@ def check_method(recipe: Recipe, tokenizer: Any) -> None:
         check_kept(About({}, "", 0, 0, len(tokenizer), settings.top, settings.drawn, settings.temperature))
     elif recipe.training.compile:
         raise BrdError(f"training.compile: not with {name}, whose answers grow token by token; set it to false for it")
-    elif (number := launch.given() or launch.wanted(recipe.training)) > 1:
-        raise BrdError(
-            f"training.processes: {name} samples while it trains, which it does in one process and not in {number}; "
-            "set it to 1"
-        )
     if name == "gkd" and importlib.util.find_spec("trl") is None:
         raise BrdError("gkd: its divergence is TRL's, which is not installed; pip install 'brd[distill]' installs it")
     check_teacher(recipe, tokenizer)

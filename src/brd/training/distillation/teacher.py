@@ -8,7 +8,7 @@ import torch
 
 from brd import embedded, hardware
 from brd.errors import BrdError
-from brd.recipe import Recipe
+from brd.recipe import Recipe, changed
 from brd.training.checks import check_window
 from brd.training.documents import Apart, what_keeps_apart
 from brd.training.loss import can_be_chunked
@@ -113,7 +113,9 @@ class LaterTeacher:
     """A recipe's teacher, loaded when it is first called for; it is pickled without."""
 
     def __init__(self, recipe: Recipe, tokenizer: Any) -> None:
-        self._recipe, self._tokenizer = recipe, tokenizer
+        # What is fast is measured, and must be one answer in all processes that load it.
+        dtype = hardware.dtype_name(hardware.choose_dtype(recipe.distillation.teacher_dtype))
+        self._recipe, self._tokenizer = changed(recipe, {"distillation.teacher_dtype": dtype}), tokenizer
         self._loaded: LogitTeacher | None = None
 
     def __call__(self) -> LogitTeacher:
