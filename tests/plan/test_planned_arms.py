@@ -148,7 +148,6 @@ def test_the_teachers_passes_of_training_are_told(
     ("changes", "words"),
     [
         (["arms=[kd]", "distillation.drawn=500"], "distillation.top, distillation.drawn: 20 and 500 tokens take"),
-        (["arms=[minillm]", "training.processes=2"], "minillm samples while it trains, which it does in one process"),
         (["arms=[task_distillation]"], "task_data.inputs"),
     ],
 )

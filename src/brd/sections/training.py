@@ -112,7 +112,11 @@ class Training(Section):
         """The keys that a result rests on. One that came later stands there only where it is not at its default, so
         that what was trained before it is still current."""
         later = {key for key in LATER if getattr(self, key) == type(self).model_fields[key].default}
-        return self.model_dump(exclude=RESULT_FREE | later)
+        found = self.model_dump(exclude=RESULT_FREE | later)
+        if self.attention == "document":
+            # There was a version that left them in sight of each other; what it trained is not current.
+            found["kept_apart"] = True
+        return found
 
     @field_validator("micro_rows")
     @classmethod
