@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as parquet
 import pytest
 import yaml
 
@@ -18,6 +19,7 @@ from brd.evaluation.tasks import load_task
 from brd.evaluation.tested import ScoredItems, with_prompts
 from brd.fingerprints import Fingerprints
 from brd.reading.answers import Answers, Asked, completing
+from brd.reading.store import shards
 from brd.recipe_tasks import task_inputs
 from brd.teachers.teacher import Prompt
 from openai_server import MODEL, Reply, Server, completion
@@ -330,3 +332,27 @@ def test_what_changes_a_kind_of_data_and_what_does_not(recipe_file: Any, seas: d
     assert changes(distillation__new_tokens=5) == {"seq_kd"}
     jsonl(tmp_path / "train.jsonl", [record(n) for n in range(10, 15)])
     assert changes() == tasks
+
+
+def test_inputs_are_read_in_the_dtype_of_the_runs_readings(
+    recipe_file: Any,
+    brd_here: Any,
+    tmp_path: Path,
+    seas: dict[str, Any],
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As on a machine where `brd check-int8` allowed it, which a model this small would not pass.
+    monkeypatch.setattr("brd.recipe_teacher.now", lambda _: "int8")
+    teacher = {"model": str(tiny_model), "max_new_tokens": 8, "dtype": "auto"}
+    path = recipe_file(**seas, teacher=teacher, arms=["base", "relaxed"])
+    done = brd_here("run", path, "--out", "out", "--until", "compose")
+    assert done.returncode == 0, done.stderr
+    folders = ("readings", "task_readings")
+    found = [{one for file in shards(tmp_path / "out" / name) for one in teachers(file)} for name in folders]
+    assert found[0] == found[1]
+    assert len(found[0]) == 1
+
+
+def teachers(shard: Path) -> list[str]:
+    return [str(one) for one in parquet.read_table(shard, columns=["teacher"])["teacher"].to_pylist()]

@@ -25,6 +25,7 @@ from brd.reading.reader import Readings, read
 from brd.reading.store import shards
 from brd.reading.task_inputs import TaskInput, paragraphs_of
 from brd.recipe import Recipe, changed
+from brd.recipe_teacher import settled
 from brd.sections.task_data import source_of
 from brd.teachers import LazyTeacher
 
@@ -156,8 +157,24 @@ def _read(
     """The readings of the inputs' sentences, in a folder of their own; what the run has read is not asked again."""
     known = [*recipe.reading.known, *map(str, shards(run / "readings"))]
     own = changed(recipe, {"reading.known": known})
-    read(own, run / INPUTS_READ, teacher, progress, chosen=paragraphs_of(recipe, inputs))
+    with reading_teacher(recipe, run, teacher) as reader:
+        read(own, run / INPUTS_READ, reader, progress, chosen=paragraphs_of(recipe, inputs))
     return Readings(recipe, run / INPUTS_READ)
+
+
+@contextmanager
+def reading_teacher(recipe: Recipe, run: Path, teacher: LazyTeacher) -> Iterator[LazyTeacher]:
+    """The one that reads inputs as the run's text is read: ``teacher`` itself, unless its readings were checked in
+    int8, which tells nothing of choosing among candidates."""
+    settings = settled(recipe, run / "readings")
+    if settings == recipe.teacher:
+        yield teacher
+        return
+    other = LazyTeacher(settings)
+    try:
+        yield other
+    finally:
+        other.close()
 
 
 def _scored(recipe: Recipe, teacher: LazyTeacher, inputs: Sequence[TaskInput]) -> Iterator[tuple[int, int]]:

@@ -34,7 +34,7 @@ from brd.reading.store import Store, shards
 from brd.reading.task_inputs import TaskInput, paragraphs_of
 from brd.recipe import Recipe, changed
 from brd.recipe_corpus import open_corpus
-from brd.recipe_tasks import ANSWERS, INPUTS_READ, choosing, task_inputs
+from brd.recipe_tasks import ANSWERS, INPUTS_READ, choosing, reading_teacher, task_inputs
 from brd.teachers import LazyTeacher
 from brd.teachers.teacher import Answer
 
@@ -94,7 +94,8 @@ def cost(
         if relaxed:
             store = stack.enter_context(Store(path / INPUTS_READ, recipe.reading.shard_rows))
             texts = {arm: inputs[arm] for arm in relaxed}
-            parts += _sentences(pipeline, texts, read[0], corpus, store, teacher)
+            reader = stack.enter_context(reading_teacher(recipe, path, teacher))
+            parts += _sentences(pipeline, texts, read[0], corpus, store, reader)
         known = [read[1], *earlier]
         lacking = [
             part.question
