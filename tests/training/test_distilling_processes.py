@@ -18,16 +18,16 @@ OBJECTIVES = {"kd": [], "gkd": [*SHORT, "distillation.on_policy=0.5"], "minillm"
 
 
 @pytest.fixture
-def sharp_teacher(tmp_path: Path, tiny_model: Path, tokenizer: Any) -> str:
+def sharp_teacher(tmp_path: Path, little_model: Path, little_tokenizer: Any) -> str:
     """One that finds some tokens likelier than others, so that there is something to learn and to draw."""
     torch.manual_seed(9)
-    model = load_model(str(tiny_model), torch.float32)
+    model = load_model(str(little_model), torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.copy_(0.3 * torch.randn_like(parameter))
     model.save_pretrained(tmp_path / "teacher")
-    tokenizer.save_pretrained(tmp_path / "teacher")
+    little_tokenizer.save_pretrained(tmp_path / "teacher")
     return f"distillation.teacher_model={tmp_path / 'teacher'}"
 
 
