@@ -9,7 +9,7 @@ import pytest
 
 from brd import recipe
 from brd.errors import BrdError
-from brd.experiment import arm, seeds
+from brd.experiment import ARMS, arm, seeds
 
 
 def test_arms_have_seeds_and_variants(recipe_file: Any) -> None:
@@ -191,3 +191,10 @@ def test_the_recipe_of_the_experiment_at_toy_size(
     teacher = json.loads((tmp_path / "out" / "readings" / "teacher.json").read_text())
     assert (teacher["dtype"], teacher["chat_template"]) == ("int8", "turns")
     assert 'id="against"' in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_recipe_of_the_papers_comparisons_has_all_of_them() -> None:
+    told = set(recipe.load("arms").arms)
+    # All arms but those that take something away from brd.
+    assert set(ARMS) - told == {"further_same", "no_ner", "no_qra", "brd_unverified", "brd_shuffled"}
+    assert {"kd+brd", "minillm+brd", "brd+task_distillation", "brd+supervised"} <= told
