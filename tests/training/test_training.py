@@ -261,6 +261,7 @@ def test_the_rate_is_what_the_recipe_says_at_every_step(train_small: Any, schedu
 def test_what_rows_bring_along_is_theirs(train_small: Any, tmp_path: Path) -> None:
     rows = TokenRows(tmp_path / "tokens")
     seen: list[int] = []
+    places: list[int] = []
 
     class Beside:
         name = "beside"
@@ -269,11 +270,15 @@ def test_what_rows_bring_along_is_theirs(train_small: Any, tmp_path: Path) -> No
             for ids, number in zip(batch["input_ids"], batch["number"].tolist(), strict=True):
                 assert ids.tolist() == rows[number].tolist()
                 seen.append(number)
+            places.extend(batch["place"].tolist())
             return model.model.norm.weight.sum()
 
-    method = Method(lambda chunked: Beside(), lambda number: {"number": torch.tensor(number)})
-    train_small(5, method=method)
+    def beside(number: int, place: int) -> dict[str, torch.Tensor]:
+        return {"number": torch.tensor(number), "place": torch.tensor(place)}
+
+    train_small(5, method=Method(lambda chunked: Beside(), beside))
     assert sorted(seen) == list(range(10)) != seen
+    assert places == list(range(10))
 
 
 def test_a_loss_that_is_no_number_stops_with_advice(
