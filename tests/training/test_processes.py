@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,43 @@ def test_a_workers_error_is_one_line(tmp_path: Path) -> None:
         launch.run(settings, "brd.recipe:load", {"name": "nowhere"}, {}, tmp_path / "process")
     with pytest.raises(RuntimeError, match=r"process \d of 2: AttributeError: .*\(.*process\.\d\.log has it all\)"):
         launch.run(settings, "brd.recipe:nothing", {}, {}, tmp_path / "process")
+
+
+STARTER = """
+from pathlib import Path
+from brd.sections.training import Training
+from brd.training import launch
+launch.run(Training(processes=2), "runpy:run_path", {"path_name": "wait.py"}, {}, Path("process"))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc which processes there are")
+def test_workers_end_when_the_one_who_started_them_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "wait.py").write_text("import os, signal\nopen(f'{os.getpid()}.up', 'w')\nsignal.pause()\n")
+    starter = subprocess.Popen([sys.executable, "-c", STARTER], cwd=tmp_path)
+    try:
+        assert within(60, lambda: len(list(tmp_path.glob("*.up"))) == 2)
+    finally:
+        starter.kill()
+        starter.wait()
+    workers = [int(file.stem) for file in tmp_path.glob("*.up")]
+    assert within(30, lambda: not any(running(worker) for worker in workers))
+
+
+def within(seconds: float, done: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not done() and time.monotonic() < end:
+        time.sleep(0.05)
+    return done()
+
+
+def running(process: int) -> bool:
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    # Whoever inherits them may leave them as zombies.
+    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.parametrize(
