@@ -8,6 +8,7 @@ import pytest
 
 from brd.recipe import load
 from brd.training import launch
+from brd.training.distillation import signals
 from openai_server import Server
 from plan.test_plan import PRICES, InProcess, planned
 from test_distillation_arms import SHORT, teacher
@@ -142,6 +143,27 @@ def test_the_teachers_passes_of_training_are_told(
     assert found["disk"]["token_files"] == 2 * 32 * sum(told["arms"][arm]["rows"] for arm in arms)
     # The teacher in float32, which has 64 rows of embedding more.
     assert told["teacher_bytes"] > 4 * 2 * 32 * 49_152
+
+
+def test_a_teacher_that_reads_documents_apart_is_asked_besides_and_once(
+    recipe_file: Any, brd_here: Any, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[str | None] = []
+    plain = signals._of_rows
+
+    def counted(rows: Any, part: int, about: Any, asked: Any) -> Any:
+        parts.append(about.documents)
+        return plain(rows, part, about, asked)
+
+    monkeypatch.setattr(signals, "_of_rows", counted)
+    variants = {"kd_apart": {"arm": "kd", "set": {"training.attention": "document"}}}
+    sections = {**SHORT, "arms": ["kd", "kd_apart"], "variants": variants}
+    sections["distillation"] = {**SHORT["distillation"], "teacher_model": str(teacher)}
+    told = planned(brd_here("plan", recipe_file(**sections), "--json"))["training"]
+    assert [*told["signals"]] == ["kd", "kd_apart"]
+    by_row, apart = parts
+    assert by_row is None
+    assert apart is not None
 
 
 @pytest.mark.parametrize(

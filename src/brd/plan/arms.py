@@ -29,7 +29,7 @@ from brd.reading.answers import Answers, Kind
 from brd.reading.answers import Asked as Prompted
 from brd.reading.known import Known, known_to
 from brd.reading.naming import Name, Names
-from brd.reading.reader import Readings, teacher_hash
+from brd.reading.reader import Readings
 from brd.reading.store import Store, shards
 from brd.reading.task_inputs import TaskInput, paragraphs_of
 from brd.recipe import Recipe, changed
@@ -289,21 +289,20 @@ def _left(distinct: int, open_: Callable[[], Sequence[Weighed]]) -> _Left:
 def _sentences(
     pipeline: Pipeline,
     inputs: Mapping[str, list[TaskInput]],
-    read: Names,
+    names: Names,
     corpus: Corpus,
     store: Store,
     teacher: LazyTeacher,
 ) -> Iterator[_Part]:
-    """Readings of the inputs' sentences, but for those that the corpus has too, which is read before."""
+    """Readings of the inputs' sentences, by the ``names`` of the run's own, but for those that the corpus has too,
+    which is read before."""
     recipe, path = pipeline.recipe, pipeline.run.path
-    names = Names(recipe, read.behaviors, teacher_hash(teacher))
     elsewhere = [*recipe.reading.known, *map(str, shards(path / "readings"))]
     known = known_to(changed(recipe, {"reading.known": elsewhere}), names, path)
     paragraphs = [paragraph for some in inputs.values() for paragraph in paragraphs_of(recipe, some)]
     found = [Candidate(paragraph, number, 1.0) for paragraph in paragraphs for number in paragraph.readable]
     for name in names:
-        same = corpus.seen if names.teacher == read.teacher else []
-        before = {c.text for c in same if is_asked(name, c)}
+        before = {c.text for c in corpus.seen if is_asked(name, c)}
         own = {c.text: c for c in found if is_asked(name, c) and c.text not in before}
         open_ = partial(_unread, name, [*own.values()], store, known)
         question = replace(reading(recipe, teacher, names, name, open_(), store), label=f"task inputs, {name.label}")

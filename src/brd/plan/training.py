@@ -71,11 +71,11 @@ def teacher_bytes(recipe: Recipe) -> int:
 
 def _without_weights(name: str, trust_remote_code: bool) -> Any:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    from brd.embedded import model_path
+    from brd.training.student import load_config
 
-    config = AutoConfig.from_pretrained(model_path(name), trust_remote_code=trust_remote_code)
+    config = load_config(name, trust_remote_code)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
@@ -250,12 +250,12 @@ def _signals(arm: Recipe, tokens: Path, tokenizer: Any, folder: Path) -> dict[st
     import torch
 
     from brd import hardware
-    from brd.training.distillation.signals import about_signals, signals_of
-    from brd.training.distillation.teacher import identity, load_logit_teacher
+    from brd.training.distillation.method import about_kept
+    from brd.training.distillation.signals import signals_of
+    from brd.training.distillation.teacher import load_logit_teacher
 
     times, rows = [time.perf_counter()], TokenRows(tokens)
-    about, teacher = about_signals(tokens, identity(arm), len(tokenizer), arm.distillation), None
-    teacher = load_logit_teacher(arm, tokenizer)
+    about, teacher = about_kept(arm, tokens, tokenizer), load_logit_teacher(arm, tokenizer)
     # A first pass bears what comes once.
     teacher.log_probabilities(teacher.states(torch.from_numpy(rows[0])[None].to(hardware.device()))[0])
     times.append(time.perf_counter())
@@ -281,7 +281,9 @@ def signals(arms: Composed, found: Mapping[str, Amount], vocabulary: int) -> dic
         if data not in _SEEDLESS:
             text = [data, arm.seed, arm.composing.model_dump(), arm.task_data.model_dump()]
         kept = (settings.top, settings.drawn, settings.temperature)
-        about = About(teacher, json.dumps(text), rows, row, vocabulary, *kept)
+        # By rows and by documents the teacher reads the same text twice.
+        apart = arm.training.attention if arm.training.attention == "document" else None
+        about = About(teacher, json.dumps(text), rows, row, vocabulary, *kept, documents=apart)
         if about.name not in marks:
             marks.add(about.name)
             shared[name] = (rows * row, rows * row * about.record.itemsize)

@@ -29,9 +29,7 @@ def method_of(
     settings, name = recipe.distillation, recipe.training.objective
     teacher = LaterTeacher(recipe, tokenizer)
     if name == "kd":
-        by_document = recipe.training.attention == "document"
-        about = about_signals(tokens, identity(recipe), len(tokenizer), settings, by_document)
-        found = signals_of(tokens, signals, about, teacher, progress)
+        found = signals_of(tokens, signals, about_kept(recipe, tokens, tokenizer), teacher, progress)
         return Method(partial(KnowledgeDistillation, settings.weight, settings.temperature), found.beside)
     check_method(recipe, tokenizer)
     prompt, new = settings.prompt_tokens, settings.new_tokens
@@ -39,6 +37,12 @@ def method_of(
     if name == "gkd":
         return Method(partial(GKD, teacher, prompt, new, settings.beta), draws.beside)
     return Method(partial(MiniLLM, teacher, prompt, new, settings.teacher_share), draws.beside)
+
+
+def about_kept(recipe: Recipe, tokens: Path, tokenizer: Any) -> About:
+    """What the kept signals of ``kd`` rest on, for an arm's ``recipe`` on its token file."""
+    by_document = recipe.training.attention == "document"
+    return about_signals(tokens, identity(recipe), len(tokenizer), recipe.distillation, by_document)
 
 
 def check_method(recipe: Recipe, tokenizer: Any) -> None:
